@@ -1,0 +1,221 @@
+"""Builds the compiled module rhovae_ext._C beside the Python packages (metadata: pyproject.toml).
+
+    pip install --no-build-isolation .        into an environment that has torch
+    RHOVAE_CUDA=0|1                           forces the decision that is otherwise taken from torch and nvcc
+    TORCH_CUDA_ARCH_LIST="9.0"                the GPU architectures; no GPU has to be visible
+
+What was decided is compiled in: the string macros RHOVAE_TORCH_VERSION, RHOVAE_CUDA_DECISION ("cpu: <why>" or
+"cuda: <why>") and RHOVAE_CUDA_ARCHITECTURES ("" without CUDA), and RHOVAE_WITH_CUDA in a build with CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import setuptools
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+TORCH_FROM, TORCH_BELOW = (2, 11), (2, 16)  # pyproject.toml's range for torch; a test compares the two
+INSTALL = "pip install --no-build-isolation ."
+
+
+class Decision(NamedTuple):
+    cuda: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'cuda' if self.cuda else 'cpu'}: {self.reason}"
+
+
+def stop(problem: str, remedy: str) -> SystemExit:
+    """The one form of every refusal: what is wrong, then what to run."""
+    return SystemExit(f"\nrhovae-ext cannot be built: {problem}\n  {remedy}\n")
+
+
+def check_torch() -> Any:
+    """torch, imported; refuses one that is missing or outside the supported range."""
+    try:
+        import torch
+    except ImportError as error:
+        raise stop(
+            f"torch cannot be imported ({error}). The extension is compiled for the torch that is installed,"
+            "\n  so torch has to be there first and pip must not build in an isolated environment.",
+            f"Run: pip install torch setuptools ninja && {INSTALL}",
+        ) from None
+    match = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    version = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not TORCH_FROM <= version < TORCH_BELOW:
+        bounds = f">={TORCH_FROM[0]}.{TORCH_FROM[1]},<{TORCH_BELOW[0]}.{TORCH_BELOW[1]}"
+        raise stop(
+            f"torch {torch.__version__} is installed, torch{bounds} is supported.",
+            f"Run: pip install 'torch{bounds}' && {INSTALL}",
+        )
+    return torch
+
+
+def check_compiler() -> None:
+    """Refuses a machine without a C++ compiler or Python's headers; puts pip's ninja on PATH."""
+    named = os.environ.get("CXX")
+    found = next(
+        (c for c in ([named] if named else ["c++", "g++", "clang++"]) if shutil.which(shlex.split(c)[0])), ""
+    )
+    if not found:
+        raise stop(
+            f"CXX={named} is not a program that can be run."
+            if named
+            else "no C++ compiler (c++, g++, clang++) was found.",
+            f"Run: sudo apt install g++ (or set CXX to a compiler), then {INSTALL}",
+        )
+    os.environ["CXX"] = found
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").is_file():
+        raise stop(f"{headers}/Python.h is missing.", f"Run: sudo apt install python3-dev, then {INSTALL}")
+    if not shutil.which("ninja"):
+        if importlib.util.find_spec("ninja"):
+            import ninja
+
+            os.environ["PATH"] = ninja.BIN_DIR + os.pathsep + os.environ.get("PATH", "")
+        else:
+            print("rhovae-ext: ninja is not installed: one file is compiled at a time (pip install ninja)")
+
+
+def pip_cuda_folders(major: str) -> list[Path]:
+    """Where pip's CUDA packages put their files: nvidia/cu13, or one folder per package for CUDA 12."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    return [
+        home
+        for folder in folders
+        for home in (folder / f"cu{major}", *sorted(folder.glob("cuda_*")))
+        if home.is_dir()
+    ]
+
+
+def find_toolkit(major: str) -> Path | None:
+    """The CUDA toolkit's folder; one that holds its headers wins over a lone nvcc, such as a wrapper on PATH."""
+    on_path = shutil.which("nvcc")
+    candidates = [
+        *(Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)),
+        *([Path(on_path).resolve().parent.parent] if on_path else []),
+        Path("/usr/local/cuda"),
+        *pip_cuda_folders(major),
+    ]
+    homes = [home for home in candidates if (home / "bin" / "nvcc").is_file()]
+    complete = [home for home in homes if (home / "include" / "cuda_runtime.h").is_file()]
+    return next(iter(complete + homes), None)
+
+
+def nvcc_version(toolkit: Path) -> str:
+    printed = subprocess.run(
+        [toolkit / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=False
+    ).stdout
+    match = re.search(r"release (\d+\.\d+)", printed)
+    return match[1] if match else "unknown"
+
+
+def decide(
+    wanted: str, torch_version: str, torch_cuda: str | None, nvcc: str | None, sources: int
+) -> Decision:
+    """CPU or CUDA, and why. `wanted` is RHOVAE_CUDA; torch_cuda and nvcc are versions, None where missing."""
+    if wanted not in ("", "0", "1"):
+        raise stop(
+            f"RHOVAE_CUDA={wanted!r} is neither 0 nor 1.", f"Run: RHOVAE_CUDA=1 {INSTALL} (or 0, or unset)"
+        )
+    if wanted == "0":
+        return Decision(False, "RHOVAE_CUDA=0 asks for it")
+    again = f"RHOVAE_CUDA=1 {INSTALL} (or without RHOVAE_CUDA=1 for the CPU alone)"
+    if torch_cuda is None:
+        problem = f"torch {torch_version} is built without CUDA"
+        remedy = f"Install a CUDA build of torch (see https://pytorch.org/get-started), then {again}"
+    elif nvcc is None:
+        problem = f"torch has CUDA {torch_cuda}, but nvcc is not in CUDA_HOME, on PATH or in /usr/local/cuda"
+        remedy = f"Install the CUDA {torch_cuda} toolkit or set CUDA_HOME to it, then {again}"
+    elif nvcc.split(".")[0] != torch_cuda.split(".")[0]:
+        problem = f"nvcc {nvcc} does not match torch's CUDA {torch_cuda}"
+        remedy = f"Set CUDA_HOME to a CUDA {torch_cuda} toolkit, then {again}"
+    elif not sources:
+        problem = "this version has no CUDA sources (csrc/cuda is empty)"
+        remedy = f"Run: {INSTALL} (CUDA tensors are served by the other backends)"
+    else:
+        return Decision(
+            True, f"{'RHOVAE_CUDA=1, ' if wanted else ''}torch has CUDA {torch_cuda} and nvcc is {nvcc}"
+        )
+    if wanted == "1":
+        raise stop(f"RHOVAE_CUDA=1, but {problem}.", remedy)
+    return Decision(False, problem)
+
+
+def architectures(nvcc: str) -> str:
+    """TORCH_CUDA_ARCH_LIST, or one binary per major architecture that nvcc knows and PTX for what comes."""
+    newest = tuple(int(part) for part in nvcc.split(".")) >= (12, 8)
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or ("8.0;9.0;10.0;12.0+PTX" if newest else "8.0;9.0+PTX")
+
+
+def listed(patterns: Iterable[str]) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in CSRC.glob(pattern))
+
+
+def extension() -> dict[str, Any]:
+    """setup()'s arguments for the compiled module; stops with one message where it cannot be built."""
+    torch = check_torch()
+    check_compiler()
+    torch_cuda: str | None = torch.version.cuda
+    toolkit = find_toolkit(torch_cuda.split(".")[0]) if torch_cuda else None
+    nvcc = nvcc_version(toolkit) if toolkit else None
+    cuda_sources = listed(["cuda/*.cu", "ops/cuda/*.cpp", "ops/cuda/*.cu"])
+    decision = decide(
+        os.environ.get("RHOVAE_CUDA", ""), torch.__version__, torch_cuda, nvcc, len(cuda_sources)
+    )
+    print(f"rhovae-ext: building for torch {torch.__version__}, {decision}", flush=True)
+
+    # -fopenmp at compile time only: at::parallel_for is an OpenMP region inside a header, and its runtime has
+    # to be the one that torch ships and at::set_num_threads talks to, not a second one that the linker adds.
+    # -std is left to torch, whose headers set it.
+    openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
+    flags = {"cxx": ["-O3", "-fno-math-errno", "-fvisibility=hidden", *openmp]}
+    macros: list[tuple[str, str | None]] = []
+    include = [str(CSRC)]
+    arches = ""
+    if decision.cuda and nvcc and toolkit and torch_cuda:
+        arches = os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(nvcc)
+        os.environ["CUDA_HOME"] = str(toolkit)  # read when torch.utils.cpp_extension is imported, below
+        include += [str(home / "include") for home in pip_cuda_folders(torch_cuda.split(".")[0])]
+        flags["nvcc"] = ["-O3"]
+        macros.append(("RHOVAE_WITH_CUDA", None))
+    for name, value in (
+        ("TORCH_VERSION", torch.__version__),
+        ("CUDA_DECISION", decision),
+        ("CUDA_ARCHITECTURES", arches),
+    ):
+        macros.append((f"RHOVAE_{name}", f'"{value}"'))
+
+    from torch.utils import cpp_extension
+
+    kind: Any = cpp_extension.CUDAExtension if decision.cuda else cpp_extension.CppExtension
+    module = kind(
+        name="rhovae_ext._C",
+        sources=listed(["core/*.cpp", "cpu/*.cpp", "ops/*.cpp"]) + (cuda_sources if decision.cuda else []),
+        depends=listed(["**/*.h", "**/*.cuh"]),
+        include_dirs=include,
+        define_macros=macros,
+        extra_compile_args=flags,
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
+
+
+if __name__ == "__main__":
+    # A source archive and the question what the build requires are answered without torch; everything else
+    # stops here at once, before pip downloads any dependency.
+    compiles = not {"sdist", "egg_info"} & set(sys.argv[1:])
+    setuptools.setup(license="BSD-3-Clause", **(extension() if compiles else {}))
