@@ -27,7 +27,9 @@ import setuptools
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 TORCH_FROM, TORCH_BELOW = (2, 11), (2, 16)  # pyproject.toml's range for torch; a test compares the two
+SETUPTOOLS_FROM = 77  # the first with the licence field of pyproject.toml; also has bdist_wheel of its own
 INSTALL = "pip install --no-build-isolation ."
+PREPARE = f"pip install torch 'setuptools>={SETUPTOOLS_FROM}' ninja"
 
 
 class Decision(NamedTuple):
@@ -43,15 +45,24 @@ def stop(problem: str, remedy: str) -> SystemExit:
     return SystemExit(f"\nrhovae-ext cannot be built: {problem}\n  {remedy}\n")
 
 
+def check_setuptools() -> None:
+    """Refuses the setuptools that python3.10 and 3.11 put into a new environment."""
+    if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS_FROM:
+        raise stop(
+            f"setuptools {setuptools.__version__} is installed, {SETUPTOOLS_FROM} or newer is needed.",
+            f"Run: {PREPARE} && {INSTALL}",
+        )
+
+
 def check_torch() -> Any:
     """torch, imported; refuses one that is missing or outside the supported range."""
     try:
         import torch
     except ImportError as error:
         raise stop(
-            f"torch cannot be imported ({error}). The extension is compiled for the torch that is installed,"
-            "\n  so torch has to be there first and pip must not build in an isolated environment.",
-            f"Run: pip install torch setuptools ninja && {INSTALL}",
+            f"torch cannot be imported ({error}).\n  It is compiled for the torch installed beside it, which "
+            "pip hides from the build unless --no-build-isolation is given.",
+            f"Run: {PREPARE} && {INSTALL}",
         ) from None
     match = re.match(r"(\d+)\.(\d+)", torch.__version__)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
@@ -103,7 +114,7 @@ def pip_cuda_folders(major: str) -> list[Path]:
 
 
 def find_toolkit(major: str) -> Path | None:
-    """The CUDA toolkit's folder; one that holds its headers wins over a lone nvcc, such as a wrapper on PATH."""
+    """The CUDA toolkit's folder; one with its headers wins over a lone nvcc (a wrapper on PATH)."""
     on_path = shutil.which("nvcc")
     candidates = [
         *(Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)),
@@ -218,4 +229,5 @@ if __name__ == "__main__":
     # A source archive and the question what the build requires are answered without torch; everything else
     # stops here at once, before pip downloads any dependency.
     compiles = not {"sdist", "egg_info"} & set(sys.argv[1:])
-    setuptools.setup(license="BSD-3-Clause", **(extension() if compiles else {}))
+    check_setuptools()
+    setuptools.setup(**(extension() if compiles else {}))
