@@ -1,0 +1,310 @@
+"""Every check of the public functions' arguments, once, for all backends, before any work.
+
+Only types, shapes and devices are read, never values: no synchronisation with a device. The common case is a
+handful of comparisons, because at 128 x 10 the price of a call is the call itself.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from .shapes import arithmetic_dtype, broadcast_leading, parameter_leading
+
+# What a caller may give for s and rho (or log_s and rho_logit), and for the key of the noise.
+Parameter = Tensor | float
+Key = Tensor | tuple[int, int]
+
+_FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_64_BITS = 1 << 64
+
+
+def _refuse(
+    kind: type[Exception], operation: str, argument: str, expected: str, got: object, remedy: str
+) -> NoReturn:
+    raise kind(f"{operation}: {argument} must be {expected}, but got {got}. {remedy}")
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def parameters(
+    operation: str, mu: Tensor, scale: Parameter, rho: Parameter, scale_name: str, rho_name: str
+) -> tuple[Tensor, Tensor]:
+    """Checks mu, scale and rho together; returns the two parameters as tensors."""
+    steps = chain_length(operation, "mu", mu)
+    scale = _parameter(operation, scale_name, scale, mu, steps, "d")
+    rho = _parameter(operation, rho_name, rho, mu, steps - 1, "d-1")
+    lead = mu.shape[:-1]
+    for parameter in (scale, rho):
+        own = parameter_leading(parameter, mu)
+        if own != lead and len(own) > 0:
+            _check_leading(operation, mu, scale, rho, scale_name, rho_name)
+            break
+    return scale, rho
+
+
+def chain_length(operation: str, name: str, mu: Tensor) -> int:
+    """d, the length of the last axis; refuses what no chain can be."""
+    if not isinstance(mu, Tensor):
+        _refuse(TypeError, operation, name, "a tensor", _described(mu), "Give it as torch.as_tensor(...).")
+    if mu.dtype not in _FLOATS:
+        _refuse(
+            TypeError,
+            operation,
+            name,
+            "float32, float64, bfloat16 or float16",
+            mu.dtype,
+            f"Convert it, for example {name}.float().",
+        )
+    if mu.dim() == 0 or mu.shape[-1] == 0:
+        _refuse(
+            ValueError,
+            operation,
+            name,
+            "of shape (..., d) with d >= 1",
+            f"shape {tuple(mu.shape)}",
+            "The last axis is the chain.",
+        )
+    return mu.shape[-1]
+
+
+def correlation(operation: str, s: Tensor, rho: Parameter) -> Tensor:
+    """Checks s, one value per step, and rho against it; returns rho as a tensor."""
+    steps = chain_length(operation, "s", s)
+    rho = _parameter(operation, "rho", rho, s, steps - 1, "d-1", of="s")
+    try:
+        torch.broadcast_shapes(s.shape[:-1], parameter_leading(rho, s))
+    except RuntimeError:
+        raise ValueError(
+            f"{operation}: the leading axes of s and rho must broadcast together, but got shapes "
+            f"{tuple(s.shape)} and {tuple(rho.shape)}. Make each of them equal or 1."
+        ) from None
+    return rho
+
+
+def _parameter(
+    operation: str, name: str, value: Parameter, mu: Tensor, steps: int, per_step: str, of: str = "mu"
+) -> Tensor:
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            _refuse(
+                TypeError,
+                operation,
+                name,
+                "a tensor or a number",
+                _described(value),
+                "Give it as torch.as_tensor(...).",
+            )
+        return torch.full((), value, dtype=arithmetic_dtype(mu), device=mu.device)
+    if value.dtype is not mu.dtype and value.dtype is not torch.float32:
+        allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
+        _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
+    same_device(operation, name, value, mu, of)
+    rank = value.dim()
+    if rank >= mu.dim():
+        if value.shape[-1] == 1 or value.shape[-1] == steps:
+            return value
+    elif rank == 0 or rank == mu.dim() - 1:
+        return value
+    _refuse(
+        ValueError,
+        operation,
+        name,
+        f"a number, one value per row (shape {of}.shape[:-1] = {tuple(mu.shape[:-1])} or (..., 1)) "
+        f"or one per step (shape (..., {per_step}) = (..., {steps}))",
+        f"shape {tuple(value.shape)}",
+        f"{of} has shape {tuple(mu.shape)}; ranks decide: values shared by all rows need a leading axis of 1.",
+    )
+
+
+def same_device(operation: str, name: str, value: Tensor, mu: Tensor, of: str = "mu") -> None:
+    if value.device != mu.device:
+        _refuse(
+            ValueError,
+            operation,
+            name,
+            f"on {of}'s device, {mu.device}",
+            f"a tensor on {value.device}",
+            f"Move it: {name}.to({of}.device).",
+        )
+
+
+def _check_leading(
+    operation: str, mu: Tensor, scale: Tensor, rho: Tensor, scale_name: str, rho_name: str
+) -> None:
+    try:
+        broadcast_leading(mu, scale, rho)
+    except RuntimeError:
+        raise ValueError(
+            f"{operation}: the leading axes of mu, {scale_name} and {rho_name} must broadcast together, but got "
+            f"{tuple(mu.shape[:-1])}, {tuple(parameter_leading(scale, mu))} and "
+            f"{tuple(parameter_leading(rho, mu))} (mu of shape {tuple(mu.shape)}, {scale_name} of shape "
+            f"{tuple(scale.shape)}, {rho_name} of shape {tuple(rho.shape)}). Make each of them equal or 1."
+        ) from None
+
+
+def sampling(
+    operation: str,
+    mu: Tensor,
+    scale: Tensor,
+    rho: Tensor,
+    num_samples: int | None,
+    generator: torch.Generator | None,
+    key: Key | None,
+    row_offset: int,
+    eps: Tensor | None,
+) -> tuple[Tensor | None, int]:
+    """Checks what decides the noise; returns the key as a tensor and row_offset as a signed 64-bit pattern."""
+    if num_samples is not None:
+        _check_num_samples(operation, num_samples)
+    if row_offset != 0:
+        row_offset = _pattern(operation, "row_offset", row_offset)
+    sources = (key is not None) + (eps is not None) + (generator is not None)
+    if sources > 1:
+        names = [
+            name
+            for name, value in (("key", key), ("eps", eps), ("generator", generator))
+            if value is not None
+        ]
+        raise ValueError(
+            f"{operation}: at most one of key, eps and generator decides the noise, but got "
+            f"{' and '.join(names)}. Drop all but one."
+        )
+    if eps is not None:
+        _check_eps(operation, mu, scale, rho, num_samples, eps)
+    if generator is not None:
+        _check_generator(operation, mu, generator)
+    return (None if key is None else _key(operation, mu, key)), row_offset
+
+
+def _check_num_samples(operation: str, num_samples: int) -> None:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)) or num_samples < 1:
+        _refuse(
+            ValueError,
+            operation,
+            "num_samples",
+            "an int >= 1 or None",
+            _described(num_samples),
+            "None draws one sample without an axis for it.",
+        )
+
+
+def _pattern(operation: str, name: str, value: int) -> int:
+    """An unsigned 64-bit number as the signed one with the same bits."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or not 0 <= value < _64_BITS:
+        _refuse(
+            ValueError, operation, name, "an int in [0, 2^64)", _described(value), "It is a 64-bit counter."
+        )
+    return value - _64_BITS if value >= _64_BITS // 2 else value
+
+
+def _check_eps(
+    operation: str, mu: Tensor, scale: Tensor, rho: Tensor, num_samples: int | None, eps: Tensor
+) -> None:
+    samples = [] if num_samples is None else [num_samples]
+    shape = [*samples, *broadcast_leading(mu, scale, rho), mu.shape[-1]]
+    if not isinstance(eps, Tensor) or list(eps.shape) != shape:
+        got = f"shape {tuple(eps.shape)}" if isinstance(eps, Tensor) else _described(eps)
+        _refuse(
+            ValueError,
+            operation,
+            "eps",
+            f"a tensor of z's shape {tuple(shape)}",
+            got,
+            "Expand it to that shape.",
+        )
+    if eps.dtype is not mu.dtype and eps.dtype is not arithmetic_dtype(mu):
+        _refuse(
+            TypeError,
+            operation,
+            "eps",
+            f"{mu.dtype} (as mu) or {arithmetic_dtype(mu)}",
+            eps.dtype,
+            "Convert it: eps.to(mu.dtype).",
+        )
+    same_device(operation, "eps", eps, mu)
+
+
+def _check_generator(operation: str, mu: Tensor, generator: torch.Generator) -> None:
+    if not isinstance(generator, torch.Generator):
+        _refuse(
+            TypeError,
+            operation,
+            "generator",
+            "a torch.Generator",
+            _described(generator),
+            "For a seed, give key=(seed, offset).",
+        )
+    if generator.device.type != mu.device.type:
+        _refuse(
+            ValueError,
+            operation,
+            "generator",
+            f"on mu's device, {mu.device}",
+            f"a generator on {generator.device}",
+            f"Make it with torch.Generator({mu.device.type!r}).",
+        )
+
+
+def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
+    if isinstance(key, Tensor):
+        if key.dtype is not torch.uint64 or key.shape != (2,):
+            _refuse(
+                ValueError,
+                operation,
+                "key",
+                "a (seed, offset) pair of ints or a uint64 tensor of shape (2,)",
+                _described(key),
+                "Make one with torch.tensor([seed, offset], dtype=torch.uint64).",
+            )
+        if not key.is_cpu:
+            same_device(operation, "key", key, mu)
+        return key
+    if not isinstance(key, (tuple, list)) or len(key) != 2:
+        _refuse(
+            ValueError,
+            operation,
+            "key",
+            "a (seed, offset) pair of ints or a uint64 tensor of shape (2,)",
+            _described(key),
+            "Give for example key=(seed, 0).",
+        )
+    seed, offset = key
+    pair = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
+    return torch.tensor(pair, dtype=torch.int64).view(torch.uint64)
+
+
+def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -> None:
+    """Checks the point of a log-density against parameters that are already checked."""
+    if not isinstance(z, Tensor):
+        _refuse(TypeError, operation, "z", "a tensor", _described(z), "Give it as torch.as_tensor(...).")
+    if z.dtype is not mu.dtype:
+        _refuse(TypeError, operation, "z", f"{mu.dtype} (as mu)", z.dtype, "Convert it: z.to(mu.dtype).")
+    same_device(operation, "z", z, mu)
+    if z.dim() == 0 or z.shape[-1] != mu.shape[-1]:
+        _refuse(
+            ValueError,
+            operation,
+            "z",
+            f"of shape (..., d) with d = {mu.shape[-1]} as mu's",
+            f"shape {tuple(z.shape)}",
+            "The last axis is the chain.",
+        )
+    lead = broadcast_leading(mu, scale, rho)
+    try:
+        torch.broadcast_shapes(z.shape[:-1], lead)
+    except RuntimeError:
+        _refuse(
+            ValueError,
+            operation,
+            "z",
+            f"of leading axes that broadcast with {tuple(lead)}",
+            f"shape {tuple(z.shape)}",
+            "Samples go in front: (K, *mu.shape).",
+        )

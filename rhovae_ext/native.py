@@ -1,0 +1,154 @@
+"""The compiled module: loaded once, its absence explained once; what torch.compile has to know of its ops."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import mmap
+import re
+from collections.abc import Callable
+from importlib import machinery
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .shapes import arithmetic_dtype, broadcast_leading
+
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+_FOLDER = Path(__file__).parent
+
+
+def _series(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def torch_built_for(library: Path) -> str | None:
+    """The torch version in a compiled module's build record, read from the file: it need not be loadable."""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(rb'"torch(?:_version)?\\?"\s*:\s*\\?"(\d[^"\\]*)', content)
+    return found[1].decode() if found else None
+
+
+def _other_torch(built_for: str | None) -> str:
+    return (
+        f"the compiled module was built for torch {built_for or 'of another version'}, but torch "
+        f"{torch.__version__} is running. Rebuild it in the folder of the sources: {REBUILD}"
+    )
+
+
+def _load() -> str | None:
+    """Imports the compiled module, which registers its ops; the reason where that cannot be."""
+    try:
+        importlib.import_module(f"{__package__}._C")
+    except ImportError as error:
+        return _why_not_loaded(error)
+    built_for = build_info().get("torch")
+    if built_for is not None and _series(built_for) != _series(torch.__version__):
+        return _other_torch(built_for)
+    return None
+
+
+def _why_not_loaded(error: ImportError) -> str:
+    found = sorted(_FOLDER.glob("_C*.so")) + sorted(_FOLDER.glob("_C*.pyd"))
+    here = [path for path in found if path.name in {f"_C{suffix}" for suffix in machinery.EXTENSION_SUFFIXES}]
+    if not found:
+        return f"the compiled module is not there. Build it in the folder of the sources: {REBUILD}"
+    if not here:
+        names = ", ".join(path.name for path in found)
+        return f"the compiled module was built for another Python ({names}). Rebuild it: {REBUILD}"
+    built_for = torch_built_for(here[0])
+    if "undefined symbol" in str(error) or (built_for and _series(built_for) != _series(torch.__version__)):
+        return f"{_other_torch(built_for)} ({error})"
+    return f"the compiled module cannot be loaded ({error}). Rebuild it: {REBUILD}"
+
+
+def build_info() -> dict[str, Any]:
+    """What the compiled module was built with; raises AttributeError where it is not loaded."""
+    info: dict[str, Any] = json.loads(torch.ops.rhovae.build_info())
+    return info
+
+
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels run with: "avx512", "avx2" or "portable"."""
+    capability: str = torch.ops.rhovae.cpu_capability()
+    return capability
+
+
+# Fake kernels: shapes and types of the results, for torch.compile and friends.
+
+
+def fake_draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return torch.empty(2, dtype=torch.uint64, device=like.device)
+
+
+def _ar1(
+    mu: Tensor,
+    scale: Tensor,
+    rho: Tensor,
+    key: Tensor | None,
+    eps: Tensor | None,
+    num_samples: int | None,
+    row_offset: int,
+    logits: bool,
+    sample: bool,
+    kl: int,
+) -> tuple[Tensor, Tensor]:
+    lead, d = broadcast_leading(mu, scale, rho), mu.shape[-1]
+    samples = [] if num_samples is None else [num_samples]
+    divergence = {0: [0], 1: lead, 2: [*lead, d]}[kl]
+    return (
+        mu.new_empty([*samples, *lead, d] if sample else [0]),
+        mu.new_empty(divergence, dtype=arithmetic_dtype(mu)),
+    )
+
+
+def _ar1_backward(
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    mu: Tensor,
+    scale: Tensor,
+    rho: Tensor,
+    key: Tensor | None,
+    eps: Tensor | None,
+    num_samples: int | None,
+    row_offset: int,
+    logits: bool,
+    kl: int,
+    needs_deps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    deps = eps.new_empty(eps.shape) if needs_deps and eps is not None else mu.new_empty(0)
+    return mu.new_empty(mu.shape), scale.new_empty(scale.shape), rho.new_empty(rho.shape), deps
+
+
+def _ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
+    shape = torch.broadcast_shapes(z.shape[:-1], broadcast_leading(mu, scale, rho))
+    return mu.new_empty(shape, dtype=arithmetic_dtype(mu))
+
+
+def _ar1_log_prob_backward(
+    dlogp: Tensor, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        z.new_empty(z.shape),
+        mu.new_empty(mu.shape),
+        scale.new_empty(scale.shape),
+        rho.new_empty(rho.shape),
+    )
+
+
+_FAKE: dict[str, Callable[..., Any]] = {
+    "draw_key": fake_draw_key,
+    "ar1": _ar1,
+    "ar1_backward": _ar1_backward,
+    "ar1_log_prob": _ar1_log_prob,
+    "ar1_log_prob_backward": _ar1_log_prob_backward,
+}
+
+# None where the compiled module is loaded and fits the running torch, else why not and what to run.
+unavailable: str | None = _load()
+
+if unavailable is None:
+    for _name, _kernel in _FAKE.items():
+        torch.library.register_fake(f"rhovae::{_name}", _kernel)

@@ -1,0 +1,253 @@
+"""The mathematics in plain PyTorch: any device, differentiable twice, what the kernels are compared with.
+
+The functions take what the ops `rhovae::ar1` and `rhovae::ar1_log_prob` take and return what they return.
+Arguments are checked by the callers. Sources: rho-VAE (arXiv 1909.06236) for the model; Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3" (2011) for Philox.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .shapes import align_parameter, arithmetic_dtype, broadcast_leading
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+# Past this |logit| the innovations have no digits left in the type. Holding cosh there keeps the density and
+# its gradients finite; below it nothing changes.
+_LARGEST_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
+
+
+# Noise
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four 32-bit words from a counter of four and a key of two, all held in int64 tensors."""
+    c0, c1, c2, c3 = counter
+    for turn in range(_ROUNDS):
+        # A 32 x 32 product may pass 2^63: int64 wraps, and masking after the shift restores the high word.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        k0 = (key[0] + turn * _WEYL[0]) & _MASK
+        k1 = (key[1] + turn * _WEYL[1]) & _MASK
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+    return c0, c1, c2, c3
+
+
+def _halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
+    return pattern & _MASK, (pattern >> 32) & _MASK
+
+
+def noise_words(key: Tensor, rows: Tensor, blocks: int) -> Tensor:
+    """Words (*rows.shape, blocks, 4) for global rows (64-bit patterns in int64) and a uint64 key (seed, offset)."""
+    seed, offset = key.view(torch.int64).to(rows.device).unbind()
+    position = _halves(offset + torch.arange(blocks, device=rows.device))
+    words = philox((*position, *_halves(rows.unsqueeze(-1))), _halves(seed))
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+
+
+def _box_muller(u1: Tensor, u2: Tensor) -> Tensor:
+    """Pairs (r cos 2 pi u2, r sin 2 pi u2) on a new last axis."""
+    radius, angle = torch.sqrt(-2.0 * torch.log(u1)), (2.0 * math.pi) * u2
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+
+
+def normals(key: Tensor, rows: Tensor, d: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals (*rows.shape, d) of the stream for `dtype`, float32 (four a block) or float64 (two)."""
+    # float64 inside where the device has it: a uniform next to 1 keeps too few digits in float32.
+    inner = torch.float32 if rows.device.type == "mps" else torch.float64
+    if dtype == torch.float64:
+        words = noise_words(key, rows, (d + 1) // 2).to(inner)
+        uniforms = words[..., 0::2] * 2.0**-32 + (words[..., 1::2] + 0.5) * 2.0**-64
+        eps = _box_muller(uniforms[..., 0], uniforms[..., 1])
+    else:
+        words = noise_words(key, rows, (d + 3) // 4).to(inner)
+        uniforms = words * 2.0**-32 + 2.0**-33
+        eps = _box_muller(uniforms[..., 0::2], uniforms[..., 1::2]).flatten(-2)
+    return eps.flatten(-2)[..., :d].to(dtype)
+
+
+def _draw(
+    key: Tensor, row_offset: int, num_samples: int | None, lead: list[int], d: int, like: Tensor
+) -> Tensor:
+    count = math.prod(lead)
+    rows = torch.arange(count, device=like.device) + row_offset
+    if num_samples is not None:
+        rows = rows * num_samples + torch.arange(num_samples, device=like.device).unsqueeze(-1)
+        lead = [num_samples, *lead]
+    return normals(key, rows, d, arithmetic_dtype(like)).reshape([*lead, d])
+
+
+# The chain
+
+
+class _Chain(NamedTuple):
+    """What the parameters mean, in the arithmetic type; the last axis of each is 1 or what the shape rule says."""
+
+    s: Tensor
+    rho: Tensor
+    c: Tensor  # sqrt(1 - rho^2)
+    log_s: Tensor
+    minus_log_c2: Tensor  # -log(1 - rho^2)
+
+
+def _magnitude(logit: Tensor) -> Tensor:
+    # torch.abs has gradient 0 at 0, where the branch a >= 0 of every formula below has the right one.
+    return torch.where(logit >= 0, logit, -logit)
+
+
+def _minus_log_c2(magnitude: Tensor) -> Tensor:
+    return 2.0 * (magnitude + torch.log1p(torch.exp(-2.0 * magnitude)) - math.log(2.0))
+
+
+def _chain_from_logits(log_s: Tensor, logit: Tensor) -> _Chain:
+    """rho = tanh(a) and c = 1/cosh(a) through t = exp(-|a|): no digit lost and no overflow, derivatives included."""
+    magnitude = _magnitude(logit)
+    t = torch.exp(-magnitude)
+    q = t * t
+    tanh = -torch.expm1(-2.0 * magnitude) / (1.0 + q)
+    rho = torch.where(logit >= 0, tanh, -tanh)
+    return _Chain(torch.exp(log_s), rho, 2.0 * t / (1.0 + q), log_s, _minus_log_c2(magnitude))
+
+
+def _inside_unit_interval(rho: Tensor) -> Tensor:
+    """NaN where |rho| >= 1. Added rather than selected, so that the gradient there is NaN as well and not zero."""
+    valid = rho.abs() < 1
+    return rho + torch.where(valid, 0.0, math.nan).to(rho.dtype)
+
+
+def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
+    rho = _inside_unit_interval(rho)
+    return _Chain(
+        s, rho, torch.sqrt((1.0 - rho) * (1.0 + rho)), torch.log(s), -(torch.log1p(-rho) + torch.log1p(rho))
+    )
+
+
+def _correlation(mu: Tensor, rho: Tensor) -> Tensor:
+    rho = align_parameter(rho, mu).to(arithmetic_dtype(mu))
+    # A chain of one step has no correlation: its value is dropped, its gradient is zero whatever the value.
+    return rho[..., :0] if mu.shape[-1] == 1 else rho
+
+
+def _chain(mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> _Chain:
+    scale = align_parameter(scale, mu).to(arithmetic_dtype(mu))
+    rho = _correlation(mu, rho)
+    return _chain_from_logits(scale, rho) if logits else _chain_from_natural(scale, rho)
+
+
+def _shift(x: Tensor, steps: int) -> Tensor:
+    return torch.nn.functional.pad(x[..., :-steps], (steps, 0))
+
+
+def _scan(rho: Tensor, increments: Tensor) -> Tensor:
+    """x_k = rho_k x_{k-1} + increments_k by doubling: log2(d) levels, each a shifted multiply-add of whole rows.
+
+    rho: (..., 1), or (..., d) with anything finite in front: the shift brings zeros there.
+    """
+    x, weight, reach = increments, rho, 1
+    while reach < x.shape[-1]:
+        x = x + weight * _shift(x, reach)
+        weight = weight * weight if weight.shape[-1] == 1 else weight * _shift(weight, reach)
+        reach *= 2
+    return x
+
+
+def _steps(values: Tensor) -> Tensor:
+    """Per-step values (..., d-1) moved to the steps 2..d they lead to; one per row stays as it is."""
+    return values if values.shape[-1] == 1 else torch.nn.functional.pad(values, (1, 0))
+
+
+def _sample(chain: _Chain, mu: Tensor, eps: Tensor) -> Tensor:
+    increments = torch.cat((eps[..., :1], chain.c * eps[..., 1:]), dim=-1)
+    x = _scan(_steps(chain.rho), increments)
+    return (mu.to(eps.dtype) + chain.s * x).to(mu.dtype)
+
+
+def _kl_per_dimension(chain: _Chain, mu: Tensor, d: int) -> Tensor:
+    mu = mu.to(chain.s.dtype)
+    kl = 0.5 * (chain.s * chain.s + mu * mu - 1.0 - 2.0 * chain.log_s)
+    tied = (0.5 * chain.minus_log_c2).expand(*chain.minus_log_c2.shape[:-1], d - 1)
+    return kl + torch.nn.functional.pad(tied, (1, 0))
+
+
+def _innovations(x: Tensor, chain: _Chain) -> Tensor:
+    return (x[..., 1:] - chain.rho * x[..., :-1]) / chain.c
+
+
+def _innovations_from_logits(x: Tensor, logit: Tensor) -> Tensor:
+    """(x_k - rho x_{k-1}) cosh a, as (x_k -+ x_{k-1}) +- (1 - |rho|) x_{k-1}: the digits of 1 - |rho| survive."""
+    magnitude = _magnitude(logit)
+    q = torch.exp(-2.0 * magnitude)
+    previous = torch.where(logit >= 0, x[..., :-1], -x[..., :-1])
+    difference = (x[..., 1:] - previous) + previous * (2.0 * q / (1.0 + q))
+    return difference * torch.cosh(magnitude.clamp(max=_LARGEST_LOGIT[x.dtype]))
+
+
+def _total(values: Tensor, count: int) -> Tensor:
+    """Sum along the chain of `count` values, of which one may stand for all."""
+    return values[..., 0] * count if values.shape[-1] == 1 else values.sum(-1)
+
+
+# The operations
+
+
+def ar1(
+    mu: Tensor,
+    scale: Tensor,
+    rho: Tensor,
+    key: Tensor | None,
+    eps: Tensor | None,
+    num_samples: int | None,
+    row_offset: int,
+    logits: bool,
+    sample: bool,
+    kl: int,
+) -> tuple[Tensor, Tensor]:
+    """z and the KL to N(0, I); kl: 0 none, 1 per row, 2 per dimension. What is not asked for has shape (0,)."""
+    d, dtype = mu.shape[-1], arithmetic_dtype(mu)
+    lead = broadcast_leading(mu, scale, rho)
+    chain = _chain(mu, scale, rho, logits)
+    z, divergence = mu.new_empty(0), mu.new_empty(0, dtype=dtype)
+    if sample:
+        if eps is None:
+            assert key is not None
+            eps = _draw(key, row_offset, num_samples, lead, d, mu)
+        z = _sample(chain, mu, eps.to(dtype))
+    if kl:
+        divergence = _kl_per_dimension(chain, mu, d).expand(*lead, d)
+        divergence = divergence.sum(-1) if kl == 1 else divergence.contiguous()
+    return z, divergence
+
+
+def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
+    """log N(z; mu, C) in nats: the standardised innovations eps, and the logs of the change of variables."""
+    d, dtype = mu.shape[-1], arithmetic_dtype(mu)
+    chain = _chain(mu, scale, rho, logits)
+    centred = z.to(dtype) - mu.to(dtype)
+    x = centred * torch.exp(-chain.log_s) if logits else centred / chain.s
+    eps = _innovations_from_logits(x, _correlation(mu, rho)) if logits else _innovations(x, chain)
+    squares = (x[..., 0] * x[..., 0]) + (eps * eps).sum(-1)
+    logs = _total(chain.log_s, d) - 0.5 * _total(chain.minus_log_c2, d - 1)
+    return -(0.5 * squares + logs + 0.5 * d * math.log(2.0 * math.pi))
+
+
+def ar1_entropy(s: Tensor, rho: Tensor) -> Tensor:
+    """Entropy in nats of the chain with scales s, one per step."""
+    d = s.shape[-1]
+    chain = _chain(s, s, rho, logits=False)
+    return (
+        0.5 * d * (1.0 + math.log(2.0 * math.pi))
+        + _total(chain.log_s, d)
+        - 0.5 * _total(chain.minus_log_c2, d - 1)
+    )
