@@ -1,0 +1,24 @@
+"""Variational autoencoders with correlated Gaussian posteriors, on the fused kernels of ``rhovae_ext``.
+
+:mod:`rhovae.posteriors` has heads for a VAE of your own, :mod:`rhovae.objectives` what it is trained and
+judged by, :mod:`rhovae.models` complete VAEs; ``python -m rhovae`` trains and evaluates them.
+"""
+
+from rhovae.models import MODELS, VAE, make_model
+from rhovae.objectives import active_units, iwae, negative_elbo
+from rhovae.posteriors import POSTERIORS, Posterior, PosteriorHead, make_posterior
+from rhovae_ext import __version__
+
+__all__ = [
+    "MODELS",
+    "POSTERIORS",
+    "VAE",
+    "Posterior",
+    "PosteriorHead",
+    "__version__",
+    "active_units",
+    "iwae",
+    "make_model",
+    "make_posterior",
+    "negative_elbo",
+]

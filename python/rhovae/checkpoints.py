@@ -1,0 +1,65 @@
+"""Checkpoints that are whole or not there, and the random state that goes into them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from rhovae.runs import RunError, write_atomically
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file, flushes, renames: a kill at any moment leaves the old checkpoint or the new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), buffer.getvalue())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU, loaded without running code from it.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(
+            f"{path} is missing: the run was stopped before its first checkpoint; continue it with "
+            f"`python -m rhovae train --resume {path.parent.parent}`"
+        ) from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path} is damaged and cannot be loaded ({error})") from error
+    return checkpoint
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's default generators, in types a safe load allows."""
+    # user code may draw on the legacy generator, so that it is part of the state
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.tensor(keys), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back to a state from :func:`random_state`."""
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy(), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

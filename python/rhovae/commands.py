@@ -1,0 +1,259 @@
+"""The command line: ``python -m rhovae train | evaluate | sample | compare | demo | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rhovae.config import ConfigError, TrainConfig, add_flags, given_flags, resolve
+from rhovae.idx import DataError
+from rhovae.posteriors import POSTERIORS
+from rhovae.runs import Run, RunError, new_folder, resume_config, write_json
+
+if TYPE_CHECKING:
+    from rhovae.data import ImageData
+
+_DEMO = {"epochs": 100, "batch_size": 64, "iwae_samples": 256}
+_DEMO_POSTERIORS = ("diag", "rho", "ar1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a user's mistake ends in one line on stderr and exit status 2."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ConfigError, DataError, RunError) as error:
+        print(f"rhovae {parsed.command}: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if error.name is None or error.name.startswith("rhovae"):
+            raise
+        print(
+            f"rhovae {parsed.command}: {error.name} is not installed; pip install 'rhovae-ext[train]'",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rhovae",
+        description="Variational autoencoders with correlated (AR(1)) Gaussian posteriors.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command(
+        "train",
+        _train,
+        "train a VAE, evaluate it, write its pictures",
+        "Train a VAE into a new folder under runs/, then evaluate it on the test split. The folder gets\n"
+        "config.yaml, environment.json, history.csv, tensorboard/, checkpoints/last.ckpt, metrics.json and\n"
+        "pictures. Run it under torchrun to train with several processes.",
+        "python -m rhovae train --dataset digits --posterior ar1 --epochs 50",
+    )
+    train.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings (like config.yaml)")
+    where = train.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, metavar="DIR", help="folder, new or empty (default: numbered)")
+    where.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    add_flags(train)
+
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "ELBO, likelihood and active units of a trained run",
+        "Print negative ELBO, reconstruction, KL, IWAE-K negative log-likelihood (the posterior,\n"
+        "correlations included, as proposal) and active units of a run, as JSON in nats per image\n"
+        "with standard errors.",
+        "python -m rhovae evaluate runs/digits-vanilla-rho-1 --iwae-samples 500",
+    )
+    evaluate.add_argument("folder", type=Path, help="folder of a run")
+    evaluate.add_argument("--split", choices=("test", "train"), default="test", help="images (default: test)")
+    evaluate.add_argument("--iwae-samples", type=_positive, metavar="N", help="K (default: as trained)")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: as trained)")
+    evaluate.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
+
+    sample = command(
+        "sample",
+        _sample,
+        "pictures from a trained run",
+        "Write a grid of samples from the prior and a sheet of reconstructions as PNG.",
+        "python -m rhovae sample runs/digits-vanilla-rho-1 --count 100 --out pictures",
+    )
+    sample.add_argument("folder", type=Path, help="folder of a run")
+    sample.add_argument("--count", type=_positive, default=64, metavar="N", help="samples (default: 64)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
+    sample.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: as trained)")
+    sample.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the run's folder)")
+
+    compare = command(
+        "compare",
+        _compare,
+        "train several posteriors and print one table",
+        "Train one run per posterior with the same settings and print a Markdown table of the test figures;\n"
+        "the folder also gets table.md and results.json.",
+        "python -m rhovae compare --dataset fashion-mnist --epochs 15 --posteriors diag rho iso ar1",
+    )
+    compare.add_argument(
+        "--posteriors", nargs="+", metavar="NAME", default=POSTERIORS.names(), help="which (default: all)"
+    )
+    compare.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="folder, new or empty (default: numbered)")
+    add_flags(compare, leave_out=("posterior",))
+
+    demo = command(
+        "demo",
+        _demo,
+        "a first look: three posteriors on the bundled digits",
+        "Train diag, rho and ar1 briefly on the images that scikit-learn carries and print one table.",
+        "python -m rhovae demo",
+    )
+    demo.add_argument("--out", type=Path, metavar="DIR", help="folder, new or empty (default: numbered)")
+    add_flags(demo, leave_out=("posterior",), **_DEMO)
+
+    command(
+        "doctor",
+        _doctor,
+        "versions, build and backends, and why one is missing",
+        "Print what is installed, how it was built, and which backends work here; put it into bug reports.",
+        "python -m rhovae doctor",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from rhovae.comparison import finish
+    from rhovae.data import load_dataset
+    from rhovae.training import fit, is_first_process
+
+    flags = given_flags(arguments)
+    if arguments.resume:
+        if arguments.config:
+            raise ConfigError("--resume goes on with the run's own config.yaml; leave out --config")
+        run = Run.open(arguments.resume)
+        config = resume_config(run, flags)
+        data = load_dataset(config.dataset, config.data_dir)
+    else:
+        config = resolve(arguments.config, flags)
+        # a data set that is not there must not leave a folder behind
+        data = load_dataset(config.dataset, config.data_dir)
+        run = Run.create(config, arguments.out) if is_first_process() else Run(Path("runs"))
+    first = is_first_process()
+    if first:
+        run.note_start(config)
+        print(f"run: {run.folder} (if stopped: python -m rhovae train --resume {run.folder})", flush=True)
+        if arguments.resume and not run.checkpoint.is_file():
+            print("no checkpoint yet: beginning again from step 0", flush=True)
+    model = fit(run, config, data, resume=arguments.resume is not None)
+    if first:
+        result = finish(run, config, model, data)
+        _print_result(result)
+        print(f"written to {run.folder}: metrics.json, history.csv, {_pictures(run.folder)}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import json
+
+    from rhovae.evaluation import evaluate
+    from rhovae.training import noise_seed
+
+    run, config, model, data = _open(arguments)
+    samples = arguments.iwae_samples or config.iwae_samples
+    images = data.test if arguments.split == "test" else data.train
+    metrics = evaluate(model, images, iwae_samples=samples, seed=noise_seed(config.seed, "evaluate"))
+    result = {"run": str(run.folder), "split": arguments.split, **metrics.as_dict()}
+    print(json.dumps(result, indent=2))
+    if arguments.output:
+        write_json(result, arguments.output)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from rhovae import pictures
+
+    run, _, model, data = _open(arguments)
+    folder = arguments.out or run.folder
+    print(pictures.write_samples(model, folder / "samples.png", count=arguments.count, seed=arguments.seed))
+    print(pictures.write_reconstructions(model, data.test, folder / "reconstructions.png"))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    config = resolve(arguments.config, given_flags(arguments))
+    _compare_with(config, arguments.posteriors, arguments.out, "compare")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    config = resolve(None, given_flags(arguments), **_DEMO)
+    folder = _compare_with(config, _DEMO_POSTERIORS, arguments.out, "demo")
+    print("\npictures:")
+    for picture in sorted(folder.glob("*/*.png")):
+        print(f"  {picture}")
+
+
+def _compare_with(config: TrainConfig, posteriors: Sequence[str], out: Path | None, name: str) -> Path:
+    from rhovae.comparison import compare, markdown
+    from rhovae.data import load_dataset
+    from rhovae.training import is_first_process
+
+    if not is_first_process():
+        raise ConfigError("compare and demo run in one process; use train under torchrun")
+    for posterior in posteriors:
+        config.replace(posterior=posterior)
+    data = load_dataset(config.dataset, config.data_dir)
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty and a run never overwrites another; give another --out")
+    folder = out or new_folder(Path("runs"), f"{name}-{config.dataset}")
+    results = compare(posteriors, config, data, folder, say=lambda text: print(text, flush=True))
+    print(
+        f"\n{config.dataset}, {config.model}, d = {config.latent_dim}, {config.epochs} epochs; nats per image"
+    )
+    print()
+    print(markdown(results))
+    print(f"\nwritten to {folder}: table.md, results.json, and a run folder per posterior")
+    return folder
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from rhovae.doctor import report
+
+    print(report())
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Run, TrainConfig, Any, ImageData]:
+    from rhovae.data import load_dataset
+    from rhovae.training import load_model
+
+    run = Run.open(arguments.folder)
+    config = run.config()
+    data = load_dataset(config.dataset, arguments.data_dir or config.data_dir)
+    return run, config, load_model(run, config, data), data
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from rhovae.comparison import markdown
+
+    print(markdown([result]))
+
+
+def _pictures(folder: Path) -> str:
+    return ", ".join(sorted(picture.name for picture in folder.glob("*.png")))

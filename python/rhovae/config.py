@@ -1,0 +1,159 @@
+"""The settings of a run: defaults, then a YAML file, then flags, each overriding the one before."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from rhovae.data import DATASETS
+from rhovae.models import MODELS
+from rhovae.posteriors import POSTERIORS
+from rhovae.registry import unknown_name
+
+PRECISIONS = ("32", "64", "bf16-mixed", "bf16-true", "16-mixed")
+
+
+class ConfigError(Exception):
+    """Settings that cannot be used; the message names the setting and what it may be."""
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a training run."""
+
+    dataset: str = _setting("digits", "data set: {datasets}")
+    data_dir: str | None = _setting(None, "folder of the data set's files, where it needs one")
+    model: str = _setting("vanilla", "network: {models}")
+    hidden: int = _setting(400, "width of the hidden layers")
+    posterior: str = _setting("rho", "posterior: {posteriors}")
+    latent_dim: int = _setting(10, "latent dimensions d")
+    epochs: int = _setting(100, "passes over the training data")
+    batch_size: int = _setting(128, "rows of a step, over all processes together")
+    learning_rate: float = _setting(1e-3, "Adam's learning rate")
+    seed: int = _setting(0, "of the weights, the order of the data and the noise")
+    precision: str = _setting("32", "arithmetic: " + ", ".join(PRECISIONS))
+    backend: str = _setting("auto", "rhovae_ext backend: auto, native, triton, reference")
+    iwae_samples: int = _setting(64, "importance samples K of the final evaluation")
+    checkpoint_every: int = _setting(0, "also write a checkpoint every N steps (0: after epochs only)")
+
+    def __post_init__(self) -> None:
+        for name, registry in (("dataset", DATASETS), ("model", MODELS), ("posterior", POSTERIORS)):
+            value = getattr(self, name)
+            if value not in registry:
+                raise ConfigError(unknown_name(registry.kind, value, registry.names()))
+        for name, least in (
+            ("hidden", 1),
+            ("latent_dim", 1),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("seed", 0),
+            ("iwae_samples", 1),
+            ("checkpoint_every", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0.0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(unknown_name("precision", self.precision, list(PRECISIONS)))
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with these settings changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def make_config(settings: Mapping[str, Any], origin: str) -> TrainConfig:
+    """A config from names and values, converted to the settings' types.
+
+    Raises:
+        ConfigError: an unknown name or a value of the wrong kind; the message says where it stands.
+    """
+    hints = get_type_hints(TrainConfig)
+    values = {}
+    for name, value in settings.items():
+        key = str(name).replace("-", "_")
+        if key not in hints:
+            raise ConfigError(f"{origin}: {unknown_name('setting', key, list(hints))}")
+        values[key] = _convert(key, value, hints[key], origin)
+    return TrainConfig(**values)
+
+
+def _convert(name: str, value: Any, kind: Any, origin: str) -> Any:
+    if kind == str | None:
+        return None if value is None else str(value)
+    # YAML 1.1 reads 1e-3 as text and `32` as a number
+    try:
+        if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{origin}: {name} must be of type {kind.__name__}, got {value!r}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file of names and values."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected lines of `name: value`, got a {type(content).__name__}")
+    return content
+
+
+def write_yaml(config: TrainConfig, path: Path) -> None:
+    """Every setting, in order, in the form that ``--config`` reads."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def add_flags(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = (), **defaults: Any) -> None:
+    """A flag for every setting; a flag that is not given leaves no trace in the parsed arguments."""
+    group = parser.add_argument_group("settings (flags win over --config)")
+    names = {
+        "datasets": ", ".join(DATASETS.names()),
+        "models": ", ".join(MODELS.names()),
+        "posteriors": ", ".join(POSTERIORS.names()),
+    }
+    hints = get_type_hints(TrainConfig)
+    for setting in fields(TrainConfig):
+        if setting.name in leave_out:
+            continue
+        kind = hints[setting.name]
+        default = defaults.get(setting.name, setting.default)
+        shown = "" if default is None else f" (default: {default})"
+        group.add_argument(
+            "--" + setting.name.replace("_", "-"),
+            dest=setting.name,
+            type=kind if kind in (int, float) else str,
+            default=argparse.SUPPRESS,
+            metavar={int: "N", float: "X"}.get(kind, "NAME" if setting.name != "data_dir" else "DIR"),
+            help=setting.metadata["help"].format(**names) + shown,
+        )
+
+
+def given_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags."""
+    return {f.name: getattr(arguments, f.name) for f in fields(TrainConfig) if hasattr(arguments, f.name)}
+
+
+def resolve(config_file: Path | None, flags: Mapping[str, Any], **defaults: Any) -> TrainConfig:
+    """Defaults, then the file, then the flags."""
+    from_file = read_yaml(config_file) if config_file else {}
+    base = make_config(from_file, str(config_file))
+    known = {name.replace("-", "_") for name in from_file}
+    base = base.replace(**{k: v for k, v in defaults.items() if k not in known})
+    return base.replace(**flags) if flags else base

@@ -1,0 +1,103 @@
+"""PNG pictures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from rhovae.data import ImageSet
+from rhovae.models import VAE
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def write_samples(model: VAE, path: Path, *, count: int = 64, seed: int = 0) -> Path:
+    """A grid of pixel means decoded from draws of the prior."""
+    draws = model.generate(count, generator=torch.Generator().manual_seed(seed))
+    columns = max(1, round(count**0.5))
+    return _write_grid(draws, columns, path)
+
+
+def write_reconstructions(model: VAE, images: ImageSet, path: Path, *, count: int = 10) -> Path:
+    """Originals above, their reconstructions from the posterior mean below."""
+    weight = model.head.linear.weight
+    x = images.pixels(slice(0, count), weight.dtype)
+    return _write_grid(torch.cat([x, model.reconstruct(x.to(weight.device)).to(x)]), len(x), path)
+
+
+def write_curves(history: list[dict[str, float]], path: Path) -> Path:
+    """Loss and KL against the epoch, training and test."""
+    figure, (loss, kl) = _axes(2, (9.0, 3.5))
+    epochs = [row["epoch"] for row in history]
+    for axes, quantity, title in ((loss, "loss", "negative ELBO"), (kl, "kl", "KL")):
+        for part, style in (("train", "-"), ("test", "--")):
+            axes.plot(epochs, [row[f"{part}_{quantity}"] for row in history], style, label=part)
+        axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+        axes.legend()
+    losses = [row["test_loss"] for row in history] + [row["train_loss"] for row in history[1:]]
+    if len(losses) > 2:
+        # the first epochs would flatten the rest
+        low, high = min(losses), float(np.quantile(losses, 0.95))
+        loss.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.2 * (high - low) + 1e-3)
+    return _save(figure, path)
+
+
+@torch.no_grad()
+def write_rho(model: VAE, images: ImageSet, path: Path) -> Path:
+    """Histogram of the correlations that the posterior has over a data set."""
+    weight = model.head.linear.weight
+    rho = model.encode(images.pixels(slice(0, 10_000), weight.dtype).to(weight.device)).rho
+    values = rho.flatten().float().cpu().numpy()
+    figure, (axes,) = _axes(1, (5.0, 3.5))
+    axes.hist(values, bins=np.linspace(-1.0, 1.0, 81).tolist(), density=True)
+    axes.set(xlabel="rho", ylabel="density", title=f"lag-1 correlation, {len(rho):,} images", xlim=(-1, 1))
+    return _save(figure, path)
+
+
+def write_all(model: VAE, images: ImageSet, history: list[dict[str, float]], folder: Path) -> list[Path]:
+    """Every picture that suits the model."""
+    written = [
+        write_samples(model, folder / "samples.png"),
+        write_reconstructions(model, images, folder / "reconstructions.png"),
+        write_curves(history, folder / "curves.png"),
+    ]
+    if model.head.num_rhos(model.latent_dim):
+        written.append(write_rho(model, images, folder / "rho.png"))
+    return written
+
+
+def _axes(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+
+
+def _write_grid(images: Tensor, columns: int, path: Path) -> Path:
+    grey = images.float().mean(1).clamp(0, 1).cpu().numpy()
+    height, width = grey.shape[1:]
+    rows = -(-len(grey) // columns)
+    # a line between the images, and small images enlarged without smoothing
+    zoom = max(1, 48 // max(height, width))
+    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 0.5, dtype=np.float32)
+    for i, image in enumerate(grey):
+        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+        sheet[top : top + height, left : left + width] = image
+    sheet = np.kron(sheet, np.ones((zoom, zoom), dtype=np.float32))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    matplotlib.image.imsave(path, sheet, cmap="gray", vmin=0.0, vmax=1.0)
+    return path
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,254 @@
+"""Gaussian posteriors q(z | x) for variational autoencoders, as heads to put on any encoder.
+
+Every one is a Gaussian Markov chain over the latent axis, ``z_k = mu_k + s_k x_k`` with
+``x_k = rho_k x_{k-1} + sqrt(1 - rho_k^2) eps_k``; they differ only in how many ``s`` and ``rho`` they learn:
+
+========  =====================  ======================  ==========================================
+name      standard deviation     lag-1 correlation       note
+========  =====================  ======================  ==========================================
+``diag``  one per dimension      none                    the ordinary mean-field posterior
+``iso``   one per row            none                    spherical
+``rho``   one per row            one per row             the rho-VAE (arXiv 1909.06236)
+``ar1``   one per dimension      one per step            every Gaussian with a tridiagonal precision
+========  =====================  ======================  ==========================================
+
+In a VAE of your own::
+
+    self.head = make_posterior("rho", features=400, latent_dim=10)   # in __init__
+    z, kl = self.head(hidden).rsample_kl()                           # in forward
+    loss = (reconstruction + kl).mean()                              # both of shape (batch,)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rhovae.registry import Registry
+from rhovae_ext import ar1_kl_with_logits, ar1_log_prob_with_logits, ar1_reparam_kl_with_logits
+
+Key = tuple[int, int] | Tensor
+
+_LOG_2 = math.log(2.0)
+_LOG_2_PI = math.log(2.0 * math.pi)
+
+
+class Posterior:
+    """The Gaussian Markov chain q(z | x), one per row, given by ``mu``, ``log_s`` and ``rho_logit``.
+
+    ``s = exp(log_s)`` is the marginal standard deviation and ``rho = tanh(rho_logit)`` the lag-1 correlation,
+    so that no value of the parameters leaves the family: every method stays finite where float32 can hold
+    the answer.
+
+    Shape:
+        mu ``(..., d)``; log_s ``(..., 1)`` or ``(..., d)``; rho_logit ``(..., 1)``, ``(..., d-1)`` or a
+        number. Samples are ``(..., d)``, or ``(K, ..., d)`` with ``num_samples=K``; the KL and the entropy
+        are ``(...)``, in nats.
+    """
+
+    def __init__(
+        self, mu: Tensor, log_s: Tensor, rho_logit: Tensor | float = 0.0, *, backend: str | None = None
+    ) -> None:
+        self.mu = mu
+        self.log_s = log_s
+        self.rho_logit = rho_logit
+        self.backend = backend
+
+    def rsample_kl(
+        self,
+        num_samples: int | None = None,
+        *,
+        key: Key | None = None,
+        row_offset: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A reparametrised sample and KL(q || N(0, I)), in one pass of the fused kernel.
+
+        Args:
+            num_samples: ``K`` puts an axis of ``K`` samples in front of z; the KL keeps its shape.
+            key: ``(seed, offset)`` fixes the noise, whatever the device, thread count or batch split.
+            row_offset: the global index of row 0, so that parts of a batch draw the noise of the whole.
+            generator: drawn from when no key is given (default: torch's own).
+        """
+        z, kl = ar1_reparam_kl_with_logits(
+            self.mu,
+            self.log_s,
+            self.rho_logit,
+            num_samples=num_samples,
+            key=key,
+            row_offset=row_offset,
+            generator=generator,
+            backend=self.backend,
+        )
+        return z, kl
+
+    def rsample(
+        self,
+        num_samples: int | None = None,
+        *,
+        key: Key | None = None,
+        row_offset: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The sample of :meth:`rsample_kl` alone."""
+        return self.rsample_kl(num_samples, key=key, row_offset=row_offset, generator=generator)[0]
+
+    def kl(self, per_dim: bool = False) -> Tensor:
+        """KL(q || N(0, I)) in nats, ``(...)``; with ``per_dim`` its exact chain-rule terms, ``(..., d)``.
+
+        ``KL_k = 1/2 (s_k^2 + mu_k^2 - 1 - log s_k^2 - log(1 - rho_k^2))``; the first has no rho term.
+        """
+        kl: Tensor = ar1_kl_with_logits(
+            self.mu, self.log_s, self.rho_logit, per_dim=per_dim, backend=self.backend
+        )
+        return kl
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z | x) in nats. z is ``(..., d)`` with any leading axes that broadcast with mu's."""
+        log_q: Tensor = ar1_log_prob_with_logits(z, self.mu, self.log_s, self.rho_logit, backend=self.backend)
+        return log_q
+
+    def entropy(self) -> Tensor:
+        """Differential entropy, ``d/2 (1 + log 2 pi) + sum_k log s_k + 1/2 sum_k log(1 - rho_k^2)``, in nats."""
+        d = self.mu.shape[-1]
+        logits = self._per_step(self.rho_logit)
+        size = logits.abs()
+        # log(1 - tanh(a)^2), which overflows to -inf if computed from rho
+        log_innovation = -2.0 * (size + torch.log1p(torch.exp(-2.0 * size)) - _LOG_2)
+        log_scale = self._wide(self.log_s).expand(self.mu.shape)
+        return 0.5 * d * (1.0 + _LOG_2_PI) + log_scale.sum(-1) + 0.5 * log_innovation.sum(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """``mu``, ``(..., d)``."""
+        return self.mu
+
+    @property
+    def stddev(self) -> Tensor:
+        """Marginal standard deviations ``exp(log_s)``, ``(..., d)``."""
+        return self.log_s.exp().expand(self.mu.shape)
+
+    @property
+    def rho(self) -> Tensor:
+        """Lag-1 correlations ``tanh(rho_logit)``, ``(..., d-1)``; ``rho[..., k]`` ties ``z_k``, ``z_{k+1}``."""
+        return torch.tanh(self._per_step(self.rho_logit))
+
+    def _wide(self, value: Tensor) -> Tensor:
+        return value if value.dtype == torch.float64 else value.float()
+
+    def _per_step(self, logits: Tensor | float) -> Tensor:
+        steps = (*self.mu.shape[:-1], self.mu.shape[-1] - 1)
+        if not isinstance(logits, Tensor):
+            dtype = torch.float64 if self.mu.dtype == torch.float64 else torch.float32
+            return torch.full(steps, logits, dtype=dtype, device=self.mu.device)
+        return self._wide(logits).expand(steps)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rows={tuple(self.mu.shape[:-1])}, d={self.mu.shape[-1]})"
+
+
+class PosteriorHead(nn.Module):
+    """One linear layer from encoder features to the parameters of a :class:`Posterior`.
+
+    Subclasses say how many standard deviations and correlations they learn; the layer's single output
+    is handed to the kernel as views, without a copy.
+
+    Args:
+        features: width of the encoder's output.
+        latent_dim: d, at least 1.
+        backend: which ``rhovae_ext`` backend computes it (default: the best available).
+
+    Shape: features ``(..., features)`` to a posterior over ``(..., latent_dim)``.
+    """
+
+    def __init__(self, features: int, latent_dim: int, *, backend: str | None = None) -> None:
+        super().__init__()
+        if features < 1 or latent_dim < 1:
+            raise ValueError(
+                f"{type(self).__name__}: features and latent_dim must be at least 1, "
+                f"got features={features}, latent_dim={latent_dim}"
+            )
+        self.latent_dim = latent_dim
+        self.backend = backend
+        self.linear = nn.Linear(
+            features, latent_dim + self.num_scales(latent_dim) + self.num_rhos(latent_dim)
+        )
+
+    @staticmethod
+    def num_scales(latent_dim: int) -> int:
+        """How many standard deviations a row has."""
+        raise NotImplementedError
+
+    @staticmethod
+    def num_rhos(latent_dim: int) -> int:
+        """How many correlations a row has."""
+        return 0
+
+    def forward(self, features: Tensor) -> Posterior:
+        """The posterior that these features stand for."""
+        d = self.latent_dim
+        parameters = self.linear(features)
+        scales = self.num_scales(d)
+        mu = parameters[..., :d]
+        log_s = parameters[..., d : d + scales]
+        rho_logit = parameters[..., d + scales :] if self.num_rhos(d) else 0.0
+        return Posterior(mu, log_s, rho_logit, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.latent_dim}"
+
+
+POSTERIORS: Registry[Callable[..., PosteriorHead]] = Registry("posterior")
+"""Heads by name; ``@POSTERIORS.register("name")`` adds one."""
+
+
+@POSTERIORS.register("diag")
+class DiagHead(PosteriorHead):
+    """Independent dimensions, each with its own mean and standard deviation."""
+
+    @staticmethod
+    def num_scales(latent_dim: int) -> int:
+        return latent_dim
+
+
+@POSTERIORS.register("iso")
+class IsoHead(PosteriorHead):
+    """Independent dimensions that share one standard deviation per row."""
+
+    @staticmethod
+    def num_scales(latent_dim: int) -> int:
+        return 1
+
+
+@POSTERIORS.register("rho")
+class RhoHead(PosteriorHead):
+    """One standard deviation and one correlation per row (arXiv 1909.06236, section 3)."""
+
+    @staticmethod
+    def num_scales(latent_dim: int) -> int:
+        return 1
+
+    @staticmethod
+    def num_rhos(latent_dim: int) -> int:
+        return 1
+
+
+@POSTERIORS.register("ar1")
+class AR1Head(PosteriorHead):
+    """A standard deviation per dimension and a correlation per step: any tridiagonal precision."""
+
+    @staticmethod
+    def num_scales(latent_dim: int) -> int:
+        return latent_dim
+
+    @staticmethod
+    def num_rhos(latent_dim: int) -> int:
+        return latent_dim - 1
+
+
+def make_posterior(name: str, features: int, latent_dim: int, *, backend: str | None = None) -> PosteriorHead:
+    """The head registered as ``name``; an unknown name raises ``ValueError`` with the known ones."""
+    return POSTERIORS[name](features, latent_dim, backend=backend)

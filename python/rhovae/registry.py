@@ -1,0 +1,55 @@
+"""A name-to-object table that answers an unknown name with the known ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Objects of one kind by name.
+
+    >>> SHAPES: Registry[type] = Registry("shape")
+    >>> @SHAPES.register("circle")
+    ... class Circle: ...
+    >>> SHAPES["circle"] is Circle
+    True
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that files an object under ``name``; raises ``ValueError`` if the name is taken."""
+
+        def add(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is already registered; choose another name")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise ValueError(unknown_name(self.kind, name, self.names())) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def names(self) -> list[str]:
+        """The registered names, in order of registration."""
+        return list(self._entries)
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> str:
+    """The message for a name that is not in ``known``, with the nearest one suggested."""
+    near = get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {kind} {name!r}{hint}; known: {', '.join(known)}"

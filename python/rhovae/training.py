@@ -1,0 +1,316 @@
+"""Training on Lightning: any number of processes, resumable at any checkpoint bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rhovae.checkpoints import AtomicCheckpointIO, random_state, read_checkpoint, set_random_state
+from rhovae.config import TrainConfig
+from rhovae.data import BatchSampler, ImageBatch, ImageData, batch_loader, scale_pixels
+from rhovae.models import VAE, make_model
+from rhovae.objectives import negative_elbo
+from rhovae.runs import Run, write_atomically
+
+HISTORY_FIELDS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "train_reconstruction",
+    "train_kl",
+    "test_loss",
+    "test_reconstruction",
+    "test_kl",
+    "seconds",
+)
+
+
+_LOG_EVERY = 50
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone or rank 0 of its ``torchrun``."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def noise_seed(seed: int, purpose: str) -> int:
+    """A 64-bit Philox seed for one use of noise, unrelated to that of any other use or run."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def step_key(seed: int, step: int) -> tuple[int, int]:
+    """The noise key of a step: a row uses fewer than 2^32 blocks, so that no two steps share any."""
+    return seed, (step << 32) % (1 << 64)
+
+
+def _totals(log_likelihood: Tensor, kl: Tensor) -> Tensor:
+    """Rows, -log p(x | z) and KL, summed."""
+    rows = torch.full((), kl.shape[0], dtype=torch.float64, device=kl.device)
+    return torch.stack([rows, -log_likelihood.detach().sum().double(), kl.detach().sum().double()])
+
+
+class VAETask(pl.LightningModule):
+    """What Lightning trains: the negative ELBO of a VAE, with Adam.
+
+    The noise of a step is a function of ``(seed, step, row of the global batch)``: it is the same after a
+    resume and for any number of processes.
+    """
+
+    def __init__(self, model: VAE, data: ImageData, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.data = data
+        self.config = config
+        self.train_seed = noise_seed(config.seed, "train")
+        self.test_seed = noise_seed(config.seed, "watch")
+        self.train_sums = torch.zeros(3, dtype=torch.float64)
+        self.test_sums = torch.zeros(3, dtype=torch.float64)
+
+    def training_step(self, batch: ImageBatch, _: int) -> Tensor:
+        log_likelihood, kl = self.model(
+            self._pixels(batch), key=step_key(self.train_seed, self.global_step), row_offset=batch.row_offset
+        )
+        self.train_sums += _totals(log_likelihood, kl)
+        # processes average their gradients, so each counts its rows against an equal share of the batch
+        share = batch.global_size / self.trainer.world_size
+        loss = negative_elbo(log_likelihood, kl, batch_size=share)
+        if self.logger is not None and self.global_step % _LOG_EVERY == 0:
+            self.logger.log_metrics({"step/train_loss": loss.item()}, step=self.global_step)
+        return loss
+
+    def validation_step(self, batch: ImageBatch, index: int) -> None:
+        log_likelihood, kl = self.model(
+            self._pixels(batch), key=step_key(self.test_seed, index), row_offset=batch.row_offset
+        )
+        self.test_sums += _totals(log_likelihood, kl)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
+
+    def train_dataloader(self) -> DataLoader[ImageBatch]:
+        return self._loader(True)
+
+    def val_dataloader(self) -> DataLoader[ImageBatch]:
+        return self._loader(False)
+
+    def on_train_epoch_start(self) -> None:
+        self.train_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_start(self) -> None:
+        self.test_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def over_processes(self, sums: Tensor) -> Tensor:
+        """The sums of all processes together."""
+        total = self.trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def _pixels(self, batch: ImageBatch) -> Tensor:
+        dtype = self.model.head.linear.weight.dtype
+        return scale_pixels(batch.images, self.data.train.white, dtype)
+
+    def _loader(self, train: bool) -> DataLoader[ImageBatch]:
+        images = self.data.train if train else self.data.test
+        sampler = BatchSampler(
+            len(images),
+            self.config.batch_size if train else max(self.config.batch_size, 1000),
+            seed=self.config.seed if train else None,
+            first_step=self.global_step if train else 0,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return batch_loader(images, sampler)
+
+
+class Keeper(Callback):
+    """Writes checkpoint and history, and brings back what Lightning does not: sums and random state."""
+
+    def __init__(self, run: Run, every: int) -> None:
+        self.run = run
+        self.every = every
+        self.history: list[dict[str, Any]] = []
+        self.random: dict[str, Any] | None = None
+        self.elapsed = 0.0
+        self.began = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        assert isinstance(task, VAETask)
+        task.train_sums = task.train_sums.to(task.device)
+        self.began = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.elapsed, self.began = 0.0, time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any, index: int
+    ) -> None:
+        if self.random is not None:
+            set_random_state(self.random)
+            self.random = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        last = index + 1 == trainer.num_training_batches
+        # the last step of an epoch is kept by the epoch's own checkpoint
+        if self.every and trainer.global_step % self.every == 0 and not last:
+            trainer.save_checkpoint(self.run.checkpoint)
+        if last:
+            self.elapsed += time.perf_counter() - self.began
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        assert isinstance(task, VAETask)
+        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        for part, sums in (("train", task.train_sums), ("test", task.test_sums)):
+            rows, reconstruction, kl = task.over_processes(sums).tolist()
+            row[f"{part}_loss"] = (reconstruction + kl) / rows
+            row[f"{part}_reconstruction"] = reconstruction / rows
+            row[f"{part}_kl"] = kl / rows
+        row["seconds"] = self.elapsed
+        self.history.append(row)
+        if trainer.progress_bar_callback is not None:
+            task.log("test_loss", row["test_loss"], prog_bar=True, logger=False, rank_zero_only=True)
+        trainer.save_checkpoint(self.run.checkpoint)
+        if trainer.is_global_zero:
+            write_history(self.history, self.run.history_file)
+            if trainer.logger is not None:
+                scalars = {f"epoch/{name}": row[name] for name in HISTORY_FIELDS[2:]}
+                trainer.logger.log_metrics(scalars, step=trainer.global_step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(task, VAETask)
+        running = time.perf_counter() - self.began
+        checkpoint["rhovae"] = {
+            "history": self.history,
+            "train_sums": task.over_processes(task.train_sums).cpu(),
+            "elapsed": self.elapsed + running,
+            "random": random_state(),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, task: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(task, VAETask)
+        kept = checkpoint["rhovae"]
+        self.history = kept["history"]
+        self.elapsed = kept["elapsed"]
+        self.random = kept["random"]
+        # the totals of all processes go on from the first
+        if trainer.is_global_zero:
+            task.train_sums = kept["train_sums"]
+
+
+def write_history(history: list[dict[str, Any]], path: Path) -> None:
+    """One line per epoch, as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(path, text.getvalue().encode())
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The lines of :func:`write_history`."""
+    with path.open(newline="") as stream:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def build_model(config: TrainConfig, data: ImageData) -> VAE:
+    """The model of a config, with the initial weights that its seed gives."""
+    # the weights must not depend on what was drawn before
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return make_model(
+            config.model,
+            data.image_shape,
+            config.latent_dim,
+            config.posterior,
+            hidden=config.hidden,
+            backend=config.backend,
+        )
+
+
+def load_model(run: Run, config: TrainConfig, data: ImageData) -> VAE:
+    """The model of a run with the weights of its last checkpoint."""
+    state = read_checkpoint(run.checkpoint)["state_dict"]
+    model = build_model(config, data)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    return model.eval()
+
+
+def fit(run: Run, config: TrainConfig, data: ImageData, *, resume: bool = False) -> VAE:
+    """Train, with ``resume`` from the run's last checkpoint if it has one, and return the model.
+
+    Under ``torchrun`` every process calls this; the gradients are those of the global batch, and only the
+    first process writes into the run.
+    """
+    pl.seed_everything(config.seed, verbose=False)
+    task = VAETask(build_model(config, data), data, config)
+    checkpoint = run.checkpoint if resume and run.checkpoint.is_file() else None
+    if checkpoint is not None:
+        read_checkpoint(checkpoint)
+    quiet_lightning()
+    bar = _progress_bar()
+    trainer = pl.Trainer(
+        max_epochs=config.epochs,
+        precision=_lightning_precision(config.precision),  # type: ignore[arg-type]
+        callbacks=[Keeper(run, config.checkpoint_every), *bar],
+        logger=TensorBoardLogger(run.folder, name="", version="tensorboard") if is_first_process() else False,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bool(bar),
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **_devices(),
+    )
+    trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
+    return task.model.cpu().eval()
+
+
+def _lightning_precision(precision: str) -> str:
+    return {"32": "32-true", "64": "64-true"}.get(precision, precision)
+
+
+def _progress_bar() -> list[Callback]:
+    return [TQDMProgressBar(leave=False)] if sys.stdout.isatty() else []
+
+
+def _devices() -> dict[str, Any]:
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return {"accelerator": accelerator, "devices": 1}
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    return {"accelerator": accelerator, "devices": local, "num_nodes": world // local, "strategy": "ddp"}
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's notes on hardware, and advice that does not hold here, off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r".*smaller than the logging interval.*",
+        r".*your dataloader is not resumable.*",
+        r".*Checkpoint directory.*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
