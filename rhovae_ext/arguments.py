@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .shapes import arithmetic_dtype, broadcast_leading, parameter_leading
+from .shapes import arithmetic_dtype, broadcast, broadcast_leading, parameter_leading
 
 # What a caller may give for s and rho (or log_s and rho_logit), and for the key of the noise.
 Parameter = Tensor | float
@@ -79,7 +79,7 @@ def correlation(operation: str, s: Tensor, rho: Parameter) -> Tensor:
     steps = chain_length(operation, "s", s)
     rho = _parameter(operation, "rho", rho, s, steps - 1, "d-1", of="s")
     try:
-        torch.broadcast_shapes(s.shape[:-1], parameter_leading(rho, s))
+        broadcast(s.shape[:-1], parameter_leading(rho, s))
     except RuntimeError:
         raise ValueError(
             f"{operation}: the leading axes of s and rho must broadcast together, but got shapes "
@@ -119,7 +119,7 @@ def _parameter(
         f"a number, one value per row (shape {of}.shape[:-1] = {tuple(mu.shape[:-1])} or (..., 1)) "
         f"or one per step (shape (..., {per_step}) = (..., {steps}))",
         f"shape {tuple(value.shape)}",
-        f"{of} has shape {tuple(mu.shape)}; ranks decide: values shared by all rows need a leading axis of 1.",
+        f"{of} has shape {tuple(mu.shape)}; ranks decide: values shared by all rows need a leading 1.",
     )
 
 
@@ -142,7 +142,7 @@ def _check_leading(
         broadcast_leading(mu, scale, rho)
     except RuntimeError:
         raise ValueError(
-            f"{operation}: the leading axes of mu, {scale_name} and {rho_name} must broadcast together, but got "
+            f"{operation}: leading axes of mu, {scale_name} and {rho_name} must broadcast together, but got "
             f"{tuple(mu.shape[:-1])}, {tuple(parameter_leading(scale, mu))} and "
             f"{tuple(parameter_leading(rho, mu))} (mu of shape {tuple(mu.shape)}, {scale_name} of shape "
             f"{tuple(scale.shape)}, {rho_name} of shape {tuple(rho.shape)}). Make each of them equal or 1."
@@ -160,7 +160,7 @@ def sampling(
     row_offset: int,
     eps: Tensor | None,
 ) -> tuple[Tensor | None, int]:
-    """Checks what decides the noise; returns the key as a tensor and row_offset as a signed 64-bit pattern."""
+    """Checks what decides the noise; the key as a tensor, row_offset as a signed 64-bit pattern."""
     if num_samples is not None:
         _check_num_samples(operation, num_samples)
     if row_offset != 0:
@@ -298,7 +298,7 @@ def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -
         )
     lead = broadcast_leading(mu, scale, rho)
     try:
-        torch.broadcast_shapes(z.shape[:-1], lead)
+        broadcast(z.shape[:-1], lead)
     except RuntimeError:
         _refuse(
             ValueError,

@@ -38,7 +38,7 @@ def _missing(name: str, device_type: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return "this version has no Triton kernels. Use backend='reference', or 'native' on the devices it serves"
+        return "this version has no Triton kernels. Use backend='reference', or 'native' where it serves"
     if native.unavailable is not None:
         return native.unavailable
     if device_type == "cpu":
@@ -49,13 +49,13 @@ def _missing(name: str, device_type: str) -> str | None:
     if decision.startswith("cuda"):
         return None
     return (
-        f"the compiled module was built without CUDA ({decision}). Install the CUDA toolkit of torch's version "
-        f"and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
+        f"the compiled module was built without CUDA ({decision}). Install the CUDA toolkit of torch's "
+        f"version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
     )
 
 
 def choose(operation: str, backend: str | None, mu: Tensor) -> Backend:
-    """The backend of a call: what `backend` names, or for None and "auto" the fastest that serves mu's device."""
+    """The backend of a call: what `backend` names; for None and "auto" the fastest one for mu's device."""
     if backend is None or backend == "auto":
         if mu.is_cpu and _NATIVE is not None:
             return _NATIVE
@@ -91,8 +91,8 @@ def _warn_once(device_type: str, reasons: str) -> None:
         return
     _warned.add(device_type)
     warnings.warn(
-        f"rhovae_ext: no fused kernels for {device_type} tensors; the plain PyTorch reference serves them, many "
-        f"times slower (backend='reference' asks for it without this warning).{reasons}",
+        f"rhovae_ext: no fused kernels for {device_type} tensors; the plain PyTorch reference serves them, "
+        f"many times slower (backend='reference' asks for it without this warning).{reasons}",
         RuntimeWarning,
         stacklevel=6,
     )

@@ -5,17 +5,18 @@ All of them describe a Gaussian Markov chain over the last axis, one per row:
     z_k = mu_k + s_k x_k,    x_1 = eps_1,    x_k = rho_k x_{k-1} + sqrt(1 - rho_k^2) eps_k
 
 with marginal standard deviation `s`, lag-1 correlation `rho` and independent standard normals `eps`, so that
-`Cov(z_i, z_j) = s_i s_j prod(rho)` over the steps between i and j. One `s` and one `rho` per row is the posterior
-of the rho-VAE (arXiv 1909.06236, whose scale is s^2 here); per-step values reach every Gaussian with a tridiagonal
-precision matrix. The form with logits takes `log_s = log(s)` and `rho_logit = atanh(rho)`; nothing in it saturates.
+`Cov(z_i, z_j) = s_i s_j prod(rho)` over the steps between i and j. One `s` and one `rho` per row is the
+posterior of the rho-VAE (arXiv 1909.06236, whose scale is s^2 here); per-step values reach every Gaussian
+with a tridiagonal precision matrix. The form with logits takes `log_s = log(s)` and
+`rho_logit = atanh(rho)`; nothing in it saturates.
 
 Shapes, wherever these names appear (ranks decide, never sizes):
     mu: (..., d), d >= 1
     s, log_s: a number; one per row, mu.shape[:-1] or (..., 1); one per step, (..., d)
     rho, rho_logit: the same, with (..., d-1) per step: rho[..., k] ties the steps k and k+1
     Leading axes of the three broadcast together, to *lead below.
-Types: mu float32, float64, bfloat16 or float16; s and rho in mu's type or float32. The arithmetic, the KL and the
-log-density are in float32 (float64 for a float64 mu). Every tensor may have any strides.
+Types: mu float32, float64, bfloat16 or float16; s and rho in mu's type or float32. The arithmetic, the KL and
+the log-density are in float32 (float64 for a float64 mu). Every tensor may have any strides.
 """
 
 from __future__ import annotations
@@ -74,17 +75,17 @@ def ar1_reparam(
         x_k = \rho_k x_{k-1} + \sqrt{1 - \rho_k^2}\, \epsilon_k
 
     Args:
-        mu, s, rho: mean, marginal standard deviation and lag-1 correlation; shapes and types as this module says.
-            A row with |rho| >= 1 becomes NaN, alone; values are not inspected.
-        num_samples: K draws K samples of every row, on a new axis in front. None: one sample and no such axis.
+        mu, s, rho: mean, marginal standard deviation and lag-1 correlation; shapes and types as this module
+            says. A row with |rho| >= 1 becomes NaN, alone; values are not inspected.
+        num_samples: K draws K samples of every row, on a new axis in front. None: one sample, no such axis.
         generator: where the key of the noise is drawn from, on mu's device type; torch's default generator if
             neither key nor eps is given. It is advanced: two calls never share noise, and torch.manual_seed
             reproduces them. (torch.compile takes no generator objects: give a key there.)
-        key: the pair (seed, offset) of ints in [0, 2^64), or a uint64 tensor (2,). The same key gives the same
-            noise on every device and backend, for every thread count and split of the batch. Under
+        key: the pair (seed, offset) of ints in [0, 2^64), or a uint64 tensor (2,). The same key gives the
+            same noise on every device and backend, for every thread count and split of the batch. Under
             torch.compile a key that changes is best given as a tensor.
-        row_offset: the number of the first row, in [0, 2^64): rows [a, b) of a batch drawn with row_offset=a are
-            the rows that the whole batch would have.
+        row_offset: the number of the first row, in [0, 2^64): rows [a, b) of a batch drawn with row_offset=a
+            are the rows that the whole batch would have.
         eps: standard normals of z's shape to use instead; no noise is drawn.
         backend: "auto" (None), "native", "triton" or "reference"; see :func:`rhovae_ext.available_backends`.
 
@@ -181,8 +182,8 @@ def ar1_reparam_kl_with_logits(
 ) -> tuple[Tensor, Tensor]:
     """:func:`ar1_reparam_kl` from unconstrained parameters: what a model calls.
 
-    `s = exp(log_s)`, `rho = tanh(rho_logit)`, `sqrt(1 - rho^2) = 1/cosh(rho_logit)`, taken together with their
-    logarithms where rounding cannot hurt: z, kl and all gradients stay finite at any logit.
+    `s = exp(log_s)`, `rho = tanh(rho_logit)`, `sqrt(1 - rho^2) = 1/cosh(rho_logit)`, taken together with
+    their logarithms where rounding cannot hurt: z, kl and all gradients stay finite at any logit.
 
     Args:
         log_s, rho_logit: logarithm of s, inverse hyperbolic tangent of rho.
@@ -273,8 +274,8 @@ def ar1_kl_with_logits(
 ) -> Tensor:
     """:func:`ar1_kl` from `log_s = log(s)` and `rho_logit = atanh(rho)`.
 
-    `-log(1 - rho^2) = 2 (|a| + log1p(exp(-2 |a|)) - log 2)` for a = rho_logit: finite at any logit, as are its
-    gradients.
+    `-log(1 - rho^2) = 2 (|a| + log1p(exp(-2 |a|)) - log 2)` for a = rho_logit: finite at any logit, as are
+    its gradients.
 
     Returns:
         The KL in nats, float32 (float64 for a float64 mu).

@@ -15,12 +15,14 @@ def _draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 if native.unavailable is not None:
     # An op here too, so that torch.compile leaves the draw to the generator and gives what eager gives.
-    _library = torch.library.Library("rhovae_ext", "DEF")
-    _library.define(
+    _library = torch.library.Library("rhovae_ext", "DEF")  # type: ignore[no-untyped-call]
+    _library.define(  # type: ignore[no-untyped-call]
         "draw_key(Tensor like, Generator? generator=None) -> Tensor",
         tags=(torch.Tag.nondeterministic_seeded,),
     )
-    _library.impl("draw_key", _draw_key, "CompositeExplicitAutograd")
+    _library.impl(  # type: ignore[no-untyped-call]
+        "draw_key", _draw_key, "CompositeExplicitAutograd"
+    )
     torch.library.register_fake("rhovae_ext::draw_key", native.fake_draw_key, lib=_library)
     draw_key = torch.ops.rhovae_ext.draw_key.default
 else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .shapes import arithmetic_dtype, broadcast_leading
+from .shapes import arithmetic_dtype, broadcast, broadcast_leading
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _FOLDER = Path(__file__).parent
@@ -123,7 +123,7 @@ def _ar1_backward(
 
 
 def _ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
-    shape = torch.broadcast_shapes(z.shape[:-1], broadcast_leading(mu, scale, rho))
+    shape = broadcast(z.shape[:-1], broadcast_leading(mu, scale, rho))
     return mu.new_empty(shape, dtype=arithmetic_dtype(mu))
 
 

@@ -50,11 +50,11 @@ def _halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def noise_words(key: Tensor, rows: Tensor, blocks: int) -> Tensor:
-    """Words (*rows.shape, blocks, 4) for global rows (64-bit patterns in int64) and a uint64 key (seed, offset)."""
+    """Words (*rows.shape, blocks, 4) for global rows, 64-bit patterns in int64, and a uint64 key."""
     seed, offset = key.view(torch.int64).to(rows.device).unbind()
     position = _halves(offset + torch.arange(blocks, device=rows.device))
     words = philox((*position, *_halves(rows.unsqueeze(-1))), _halves(seed))
-    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+    return torch.stack(words, dim=-1)
 
 
 def _box_muller(u1: Tensor, u2: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _box_muller(u1: Tensor, u2: Tensor) -> Tensor:
 
 
 def normals(key: Tensor, rows: Tensor, d: int, dtype: torch.dtype) -> Tensor:
-    """Standard normals (*rows.shape, d) of the stream for `dtype`, float32 (four a block) or float64 (two)."""
+    """Standard normals (*rows.shape, d) of dtype's stream: float32 has four a block, float64 two."""
     # float64 inside where the device has it: a uniform next to 1 keeps too few digits in float32.
     inner = torch.float32 if rows.device.type == "mps" else torch.float64
     if dtype == torch.float64:
@@ -93,7 +93,7 @@ def _draw(
 
 
 class _Chain(NamedTuple):
-    """What the parameters mean, in the arithmetic type; the last axis of each is 1 or what the shape rule says."""
+    """What the parameters mean, in the arithmetic type; last axes are 1 or what the shape rule says."""
 
     s: Tensor
     rho: Tensor
@@ -112,7 +112,7 @@ def _minus_log_c2(magnitude: Tensor) -> Tensor:
 
 
 def _chain_from_logits(log_s: Tensor, logit: Tensor) -> _Chain:
-    """rho = tanh(a) and c = 1/cosh(a) through t = exp(-|a|): no digit lost and no overflow, derivatives included."""
+    """rho = tanh(a) and c = 1/cosh(a) through t = exp(-|a|): no overflow, no lost digit, derivatives too."""
     magnitude = _magnitude(logit)
     t = torch.exp(-magnitude)
     q = t * t
@@ -122,7 +122,7 @@ def _chain_from_logits(log_s: Tensor, logit: Tensor) -> _Chain:
 
 
 def _inside_unit_interval(rho: Tensor) -> Tensor:
-    """NaN where |rho| >= 1. Added rather than selected, so that the gradient there is NaN as well and not zero."""
+    """NaN where |rho| >= 1. Added, not selected: the gradient there has to be NaN as well and not zero."""
     valid = rho.abs() < 1
     return rho + torch.where(valid, 0.0, math.nan).to(rho.dtype)
 
@@ -151,7 +151,7 @@ def _shift(x: Tensor, steps: int) -> Tensor:
 
 
 def _scan(rho: Tensor, increments: Tensor) -> Tensor:
-    """x_k = rho_k x_{k-1} + increments_k by doubling: log2(d) levels, each a shifted multiply-add of whole rows.
+    """x_k = rho_k x_{k-1} + increments_k by doubling: log2(d) levels, each a shifted multiply-add of rows.
 
     rho: (..., 1), or (..., d) with anything finite in front: the shift brings zeros there.
     """
@@ -186,7 +186,7 @@ def _innovations(x: Tensor, chain: _Chain) -> Tensor:
 
 
 def _innovations_from_logits(x: Tensor, logit: Tensor) -> Tensor:
-    """(x_k - rho x_{k-1}) cosh a, as (x_k -+ x_{k-1}) +- (1 - |rho|) x_{k-1}: the digits of 1 - |rho| survive."""
+    """(x_k - rho x_{k-1}) cosh a as (x_k -+ x_{k-1}) +- (1 - |rho|) x_{k-1}, which keeps 1 - |rho| exact."""
     magnitude = _magnitude(logit)
     q = torch.exp(-2.0 * magnitude)
     previous = torch.where(logit >= 0, x[..., :-1], -x[..., :-1])
@@ -214,7 +214,7 @@ def ar1(
     sample: bool,
     kl: int,
 ) -> tuple[Tensor, Tensor]:
-    """z and the KL to N(0, I); kl: 0 none, 1 per row, 2 per dimension. What is not asked for has shape (0,)."""
+    """z and the KL to N(0, I); kl: 0 none, 1 per row, 2 per dimension. Not asked for: of shape (0,)."""
     d, dtype = mu.shape[-1], arithmetic_dtype(mu)
     lead = broadcast_leading(mu, scale, rho)
     chain = _chain(mu, scale, rho, logits)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def broadcast(*shapes: Sequence[int]) -> list[int]:
+    """The shape that the shapes broadcast to; RuntimeError where they do not."""
+    return list(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def arithmetic_dtype(mu: Tensor) -> torch.dtype:
@@ -24,7 +31,5 @@ def align_parameter(parameter: Tensor, mu: Tensor) -> Tensor:
 
 
 def broadcast_leading(mu: Tensor, scale: Tensor, rho: Tensor) -> list[int]:
-    """The leading axes of z (without samples) and of the KL per row. RuntimeError where they do not broadcast."""
-    return list(
-        torch.broadcast_shapes(mu.shape[:-1], parameter_leading(scale, mu), parameter_leading(rho, mu))
-    )
+    """The leading axes of z (without samples) and of the KL per row."""
+    return broadcast(mu.shape[:-1], parameter_leading(scale, mu), parameter_leading(rho, mu))
