@@ -1,0 +1,35 @@
+// The kernels for x86-64-v4. The standard headers come before the target is set: their inline functions,
+// compiled for it, could otherwise be linked into code that runs on a lesser processor.
+#if defined(__x86_64__)
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("arch=x86-64-v4"))), apply_to = function)
+#else
+#pragma GCC target("arch=x86-64-v4")
+#endif
+
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns of its own intrinsics (bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define RHOVAE_ISA avx512
+#define RHOVAE_BYTES 64
+#define RHOVAE_X86_64_LEVEL 4
+#include "instruction_set.h"
+
+namespace rhovae::cpu {
+extern const Kernels k_avx512;
+const Kernels k_avx512 = RHOVAE_KERNELS;
+}  // namespace rhovae::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

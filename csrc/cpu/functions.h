@@ -1,0 +1,133 @@
+#pragma once
+
+// exp, log, and the two functions that Box-Muller takes of a random word, over lanes. Each reduces its argument exactly
+// and sums a Taylor series short enough that the first term left out is below half a unit in the last place.
+
+#include <limits>
+
+#include "simd.h"
+
+namespace rhovae::RHOVAE_ISA {
+
+template <class C>
+struct Functions {
+  using Real = C;
+  using V = typename Lanes<C>::V;
+  using I = typename Lanes<C>::I;
+  using U = typename Lanes<C>::U;
+  static constexpr bool kSingle = sizeof(C) == 4;
+  static constexpr int kBits = 8 * sizeof(C);
+  static constexpr int kMantissa = kSingle ? 23 : 52;
+  static constexpr C kLog2 = static_cast<C>(0.693147180559945309417232121458);
+
+  static RHOVAE_INLINE V constant(double value) { return splat<C>(static_cast<C>(value)); }
+  static RHOVAE_INLINE V sqrt(V v) { return sqrt_lanes(v); }
+  static RHOVAE_INLINE U sign_bit() { return U{} + (static_cast<decltype(U{}[0] + 0)>(1) << (kBits - 1)); }
+  static RHOVAE_INLINE V abs(V v) { return (V)((U)v & ~sign_bit()); }
+  static RHOVAE_INLINE V copysign(V size, V sign) {
+    return (V)(((U)size & ~sign_bit()) | ((U)sign & sign_bit()));
+  }
+  static RHOVAE_INLINE V invalid_unless_positive(V v) {
+    return v > 0 ? v : constant(std::numeric_limits<double>::quiet_NaN());
+  }
+
+  // sum_{i < count} coefficient(i) x^i, by Horner.
+  template <class Series>
+  static RHOVAE_INLINE V series(V x) {
+    V sum = constant(Series::coefficient(Series::count - 1));
+    for (int i = Series::count - 2; i >= 0; --i) sum = sum * x + constant(Series::coefficient(i));
+    return sum;
+  }
+  static constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
+
+  // exp(x) = 2^n exp(r), |r| <= log(2)/2.
+  struct ExpSeries {
+    static constexpr int count = kSingle ? 8 : 14;
+    static constexpr double coefficient(int i) { return 1.0 / factorial(i); }
+  };
+  static RHOVAE_INLINE V exp(V x) {
+    const V highest = constant(kSingle ? 89.0 : 710.0), lowest = constant(kSingle ? -104.0 : -746.0);
+    x = x > highest ? highest : x;  // written so that NaN stays
+    x = x < lowest ? lowest : x;
+    // Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits.
+    const V rounder = constant(kSingle ? 12582912.0 : 6755399441055744.0);
+    const V shifted = x * constant(1.44269504088896340735992468100) + rounder;
+    const V n = shifted - rounder;
+    // log 2 in two parts: the first has few enough bits for n times it to be exact.
+    const V r = (x - n * constant(kSingle ? 0.693359375 : 6.93147180369123816490e-01)) -
+                n * constant(kSingle ? -2.12194440054690582770e-4 : 1.90821492927058770002e-10);
+    const I exponent = (I)shifted - (I)rounder;
+    // Two factors, so that 2^n may be subnormal or past the largest number.
+    const I half = exponent >> 1;
+    return series<ExpSeries>(r) * power_of_two(half) * power_of_two(exponent - half);
+  }
+  static RHOVAE_INLINE V power_of_two(I n) { return (V)((n + (kSingle ? 127 : 1023)) << kMantissa); }
+
+  // log(1 + f) = 2 artanh(t) = 2t (1 + t^2/3 + t^4/5 + ...), t = f/(2 + f); |t| <= 0.172 for 1 + f in [sqrt 1/2, sqrt 2].
+  struct ArtanhSeries {
+    static constexpr int count = kSingle ? 5 : 10;
+    static constexpr double coefficient(int i) { return 2.0 / (2 * i + 1); }
+  };
+  static RHOVAE_INLINE V log1p_reduced(V f) {
+    const V t = f / (2 + f);
+    return t * series<ArtanhSeries>(t * t);
+  }
+  // v = 2^exponent (1 + f) with 1 + f in [sqrt 1/2, sqrt 2], for a normal positive v.
+  static RHOVAE_INLINE void split(V v, V& f, I& exponent) {
+    const I sqrt_half = (I)constant(0.70710678118654752440);
+    exponent = ((I)v - sqrt_half) >> kMantissa;
+    f = (V)((I)v - (exponent << kMantissa)) - 1;
+  }
+  static RHOVAE_INLINE V to_real(I small) { return __builtin_convertvector(small, V); }
+
+  static RHOVAE_INLINE V log(V v) {
+    const V smallest = constant(kSingle ? 1.17549435082228750797e-38 : 2.22507385850720138309e-308);
+    const auto subnormal = v < smallest;
+    const V scale_up = constant(kSingle ? 33554432.0 : 18014398509481984.0);  // 2^25, 2^54
+    V f;
+    I exponent;
+    split(subnormal ? v * scale_up : v, f, exponent);
+    exponent -= subnormal ? I{} + (kSingle ? 25 : 54) : I{};
+    const V value = to_real(exponent) * kLog2 + log1p_reduced(f);
+    const V infinity = constant(std::numeric_limits<double>::infinity());
+    const V at_edge = v == 0 ? -infinity : (v > 0 ? v : constant(std::numeric_limits<double>::quiet_NaN()));
+    return ((v > 0) & (v < infinity)) ? value : at_edge;
+  }
+
+  // -2 ln u, u = (w + 1/2) 2^-bits. Near u = 1, where a rounded u would lose what matters, f = u - 1 comes exactly
+  // from the word read as a signed integer.
+  static RHOVAE_INLINE V minus_two_log_uniform(U w) {
+    const C unit = kSingle ? static_cast<C>(0x1p-32) : static_cast<C>(0x1p-64);
+    V f;
+    I exponent;
+    split(__builtin_convertvector(w, V) + static_cast<C>(0.5), f, exponent);
+    const V exact = (__builtin_convertvector((I)w, V) + static_cast<C>(0.5)) * unit;
+    f = exponent == kBits ? exact : f;
+    return (to_real(exponent) - kBits) * (-2 * kLog2) - 2 * log1p_reduced(f);
+  }
+
+  // sin and cos of 2 pi u: the nearest quarter turn from the word's top bits, the rest, within an eighth, as a series.
+  struct SinSeries {
+    static constexpr int count = kSingle ? 5 : 9;
+    static constexpr double coefficient(int i) { return (i % 2 ? -1.0 : 1.0) / factorial(2 * i + 1); }
+  };
+  struct CosSeries {
+    static constexpr int count = kSingle ? 5 : 9;
+    static constexpr double coefficient(int i) { return (i % 2 ? -1.0 : 1.0) / factorial(2 * i); }
+  };
+  static RHOVAE_INLINE void sincos_uniform(U w, V& sine, V& cosine) {
+    using Bit = decltype(U{}[0] + 0);
+    const U quarter = w + (static_cast<Bit>(1) << (kBits - 3));  // its top two bits: the nearest quarter turn
+    const I rest = (I)(w << 2);                                  // four times the distance to it, signed
+    const C quarter_unit = static_cast<C>(6.283185307179586476925286766559 * (kSingle ? 0x1p-34 : 0x1p-66));
+    const V angle = (__builtin_convertvector(rest, V) + 2) * quarter_unit;
+    const V square = angle * angle;
+    const V s = angle * series<SinSeries>(square);
+    const V c = series<CosSeries>(square);
+    const auto odd = ((quarter >> (kBits - 2)) & 1) != 0;
+    sine = (V)((U)(odd ? c : s) ^ (quarter & sign_bit()));
+    cosine = (V)((U)(odd ? s : c) ^ ((quarter + (static_cast<Bit>(1) << (kBits - 2))) & sign_bit()));
+  }
+};
+
+}  // namespace rhovae::RHOVAE_ISA

@@ -1,0 +1,134 @@
+#pragma once
+
+// The log-density of z and its gradients. No recurrence: every step needs its neighbours alone, so a tile carries
+// one step more on each side.
+
+#include "../core/log_density.h"
+#include "forward.h"
+
+namespace rhovae::RHOVAE_ISA {
+
+// A tile of one row: x from the step before it to the step after it, and the residuals eps from its first step to the
+// step after it.
+template <class C>
+struct Residuals {
+  alignas(64) TileBuffer<C> x, eps;  // x[i + 1] is step first + i
+
+  RHOVAE_INLINE void read(const LogProb& p, int64_t row, const PerRow<C>& params, int lane, int64_t first,
+                          int64_t count, TileParameters<C>& t) {
+    constexpr int n = Lanes<C>::n;
+    const int64_t before = first > 0, after = first + count < p.steps;
+    alignas(64) TileBuffer<C> z, mu;
+    const int64_t from = first - before, all = before + count + after;
+    const int64_t scale_start = row_start(p.lead, p.scale, row);
+    read_run(p.z, row_start(p.lead, p.z, row) + from, all, z);
+    read_run(p.mu, row_start(p.lead, p.mu, row) + from, all, mu);
+    pad(z, all, C(0)), pad(mu, all, C(0));
+    t.read(p, params, lane, scale_start, row_start(p.lead, p.rho, row), from, all, false);
+    x[0] = 0;
+    C* to = x + 1 - before;
+    for (int64_t i = 0; i < all; i += n) {
+      store<C>(to + i, standardise(load<C>(z + i), load<C>(mu + i), t.s[i]));
+    }
+    for (int64_t i = all; i < before + count + 1; ++i) to[i] = 0;
+    // Now the tile alone: s, log s and the ties of its own steps.
+    t.read(p, params, lane, scale_start, row_start(p.lead, p.rho, row), first, count, true);
+    if (!p.rho.step) tied_log_c(params.minus_log_c[lane], p.steps, first, count, t.minus_log_c);
+    for (int64_t i = 0; i <= count; i += n) {
+      store<C>(eps + i, residual(load<C>(t.rho + i), load<C>(t.c + i), load<C>(x + i), load<C>(x + i + 1)));
+    }
+  }
+
+ private:
+  static RHOVAE_INLINE void tied_log_c(C value, int64_t steps, int64_t first, int64_t count, C* to) {
+    for (int64_t i = 0; i <= count; ++i) to[i] = first + i > 0 && first + i < steps ? value : C(0);
+    pad(to, count + 1, C(0));
+  }
+};
+
+template <class C>
+void log_prob_along(const LogProb& p, const PerRow<C>& params, int lane, int64_t row) {
+  constexpr int n = Lanes<C>::n;
+  TileParameters<C> t;
+  Residuals<C> r;
+  double sum = -static_cast<double>(p.steps) * kHalfLogTwoPi;
+  if (!p.scale.step) sum -= static_cast<double>(p.steps) * static_cast<double>(params.log_s[lane]);
+  for (int64_t first = 0; first < p.steps; first += kTile) {
+    const int64_t count = p.steps - first < kTile ? p.steps - first : kTile;
+    r.read(p, row, params, lane, first, count, t);
+    V<C> lanes{};
+    for (int64_t i = 0; i < count; i += n) {
+      const int left = static_cast<int>(count - i);
+      const V<C> eps = load_some(r.eps + i, left);
+      lanes += load_some(t.minus_log_c + i, left) - static_cast<C>(0.5) * eps * eps;
+      if (p.scale.step) lanes -= t.log_s[i];
+    }
+    sum += static_cast<double>(sum_lanes<C>(lanes));
+  }
+  write_one<C>(p.log_prob, row, sum);
+}
+
+template <class C>
+void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, int lane, int64_t row) {
+  constexpr int n = Lanes<C>::n;
+  TileParameters<C> t;
+  Residuals<C> r;
+  alignas(64) TileBuffer<C> flow, by_x, dz, out;
+  const C h = read_one<C>(p.dlog_prob, row_start(p.lead, p.dlog_prob, row));
+  double scale_row = 0, rho_row = 0;
+  for (int64_t first = 0; first < p.steps; first += kTile) {
+    const int64_t count = p.steps - first < kTile ? p.steps - first : kTile;
+    r.read(p, row, params, lane, first, count, t);
+    for (int64_t i = 0; i <= count; i += n) store<C>(flow + i, load<C>(r.eps + i) / load<C>(t.c + i));
+    const int64_t start = row * p.steps + first;
+    for (int64_t i = 0; i < count; i += n) {
+      const V<C> b = h * (load<C>(t.rho + i + 1) * load<C>(flow + i + 1) - load<C>(flow + i));
+      store<C>(by_x + i, b);
+      store<C>(dz + i, b / t.s[i]);
+      store<C>(out + i, -b / t.s[i]);
+    }
+    write_run(p.dz, start, count, dz);
+    write_run(p.dmu, start, count, out);
+
+    V<C> lanes{};
+    for (int64_t i = 0; i < count; i += n) {
+      const int left = static_cast<int>(count - i);
+      const V<C> by_log_s = -load<C>(by_x + i) * load<C>(r.x + i + 1) - h;
+      store<C>(out + i, p.logits ? by_log_s : by_log_s / t.s[i]);
+      store<C>(dz + i, by_log_s);
+      lanes += load_some(dz + i, left);
+    }
+    if (p.scale.step) write_run(p.dscale, start, count, out);
+    else scale_row += static_cast<double>(sum_lanes<C>(lanes));
+
+    lanes = V<C>{};
+    for (int64_t i = 0; i < count; i += n) {
+      const int left = static_cast<int>(count - i);
+      const V<C> rho = load<C>(t.rho + i), c = load<C>(t.c + i);
+      const V<C> by_logit = h * log_density_gradient_logit(rho, c, load<C>(r.x + i), load<C>(r.eps + i));
+      store<C>(out + i, p.logits ? by_logit : by_logit / (c * c));
+      store<C>(dz + i, by_logit);
+      lanes += load_some(dz + i, left);
+    }
+    if (p.rho.step) {
+      const int64_t skip = first == 0;
+      write_run(p.drho, row * (p.steps - 1) + first - 1 + skip, count - skip, out + skip);
+    } else {
+      rho_row += static_cast<double>(sum_lanes<C>(lanes));
+    }
+  }
+  const double s = static_cast<double>(params.s[lane]), c = static_cast<double>(params.c[lane]);
+  if (!p.scale.step) write_one<C>(p.dscale, row, p.logits ? scale_row : scale_row / s);
+  if (!p.rho.step) write_one<C>(p.drho, row, p.logits ? rho_row : rho_row / (c * c));
+}
+
+template <class C, class P>
+RHOVAE_INLINE void log_prob_rows(const P& p, int64_t begin, int64_t end, void (*along)(const P&, const PerRow<C>&, int, int64_t)) {
+  for (int64_t row = begin; row < end; row += Lanes<C>::n) {
+    const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
+    const PerRow<C> params(p, row, rows);
+    for (int lane = 0; lane < rows; ++lane) along(p, params, lane, row + lane);
+  }
+}
+
+}  // namespace rhovae::RHOVAE_ISA

@@ -1,0 +1,91 @@
+#pragma once
+
+// s, rho and what follows from them, ready for the chain: for a group of rows with a value each, or step by step.
+
+#include "../core/parameters.h"
+#include "functions.h"
+#include "runs.h"
+
+namespace rhovae::RHOVAE_ISA {
+
+template <class C>
+RHOVAE_INLINE Scale<V<C>> scale_of(bool logits, V<C> given) {
+  return logits ? scale_from_log<Functions<C>>(given) : scale_from_value<Functions<C>>(given);
+}
+template <class C>
+RHOVAE_INLINE Correlation<V<C>> correlation_of(bool logits, V<C> given) {
+  return logits ? correlation_from_logit<Functions<C>>(given) : correlation_from_value<Functions<C>>(given);
+}
+
+// What leaves a row unchanged: s = 1, rho = 0.
+template <class C>
+RHOVAE_INLINE C neutral_scale(bool logits) {
+  return logits ? C(0) : C(1);
+}
+
+// One value a row, a row a lane: a group shares the exponentials.
+template <class C>
+struct PerRow {
+  V<C> s, log_s, rho, c, minus_log_c;
+
+  RHOVAE_INLINE PerRow(const Problem& p, int64_t row, int rows) {
+    V<C> scale = splat<C>(neutral_scale<C>(p.logits)), correlation{};
+    for (int lane = 0; lane < rows; ++lane) {
+      if (p.scale.step == 0) scale[lane] = read_one<C>(p.scale, row_start(p.lead, p.scale, row + lane));
+      if (p.rho.step == 0) correlation[lane] = read_one<C>(p.rho, row_start(p.lead, p.rho, row + lane));
+    }
+    const Scale<V<C>> a = scale_of<C>(p.logits, scale);
+    const Correlation<V<C>> b = correlation_of<C>(p.logits, correlation);
+    s = a.s, log_s = a.log_s, rho = b.rho, c = b.c, minus_log_c = b.minus_log_c;
+  }
+};
+
+constexpr int kTile = 512;  // steps of a row worked on at a time, in the first-level cache
+
+template <class C>
+using TileBuffer = C[kTile + 2 * Lanes<C>::n];
+
+// Steps [first, first + count) of one row, from the values given per step (`start`: the row's place in the tensor).
+template <class C>
+RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* s, C* log_s) {
+  read_run(p.scale, start + first, count, s);
+  pad(s, count, neutral_scale<C>(p.logits));
+  for (int64_t i = 0; i < count; i += Lanes<C>::n) {
+    const Scale<V<C>> v = scale_of<C>(p.logits, load<C>(s + i));
+    store<C>(s + i, v.s);
+    store<C>(log_s + i, v.log_s);
+  }
+}
+
+// One step further than asked: rho[count] is what ties the run to the next one. Before the row's first step and after
+// its last there is no tie: rho = 0, c = 1.
+template <class C>
+RHOVAE_INLINE void rho_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* rho, C* c,
+                           C* minus_log_c) {
+  const int64_t from = first == 0 ? 1 : first;
+  const int64_t until = first + count < p.steps ? first + count + 1 : p.steps;
+  rho[0] = 0;
+  if (until > from) read_run(p.rho, start + from - 1, until - from, rho + (from - first));
+  for (int64_t i = until - first; i <= count; ++i) rho[i] = 0;
+  pad(rho, count + 1, C(0));
+  for (int64_t i = 0; i <= count; i += Lanes<C>::n) {
+    const Correlation<V<C>> v = correlation_of<C>(p.logits, load<C>(rho + i));
+    store<C>(rho + i, v.rho);
+    store<C>(c + i, v.c);
+    store<C>(minus_log_c + i, v.minus_log_c);
+  }
+}
+
+// The same buffers where the row has one rho.
+template <class C>
+RHOVAE_INLINE void rho_run_uniform(C rho_row, C c_row, int64_t steps, int64_t first, int64_t count, C* rho, C* c) {
+  for (int64_t i = 0; i <= count; ++i) {
+    const bool tied = first + i > 0 && first + i < steps;
+    rho[i] = tied ? rho_row : C(0);
+    c[i] = tied ? c_row : C(1);
+  }
+  pad(rho, count + 1, C(0));
+  pad(c, count + 1, C(1));
+}
+
+}  // namespace rhovae::RHOVAE_ISA
