@@ -1,0 +1,173 @@
+"""Results as JSON, as Markdown and as a picture. An existing file is never overwritten."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.memory import BOTH, FORWARD, Extra
+from bench.peers import KERNEL
+from bench.timing import Quantiles
+
+PREAMBLE = """\
+float32; sizes are rows x d; medians of interleaved repetitions with their 20% and 80% quantiles. Every
+sampler returns z and, for each row, its KL to N(0, I). The diagonal ones have one variance per element, the
+correlated ones one scale and one rho per row. Bytes: inputs read once and results written once, in each
+pass. Extra bytes: allocated beyond what is returned, at the worst moment, as the tensor allocator tells (and
+as the process's pages tell, for large tensors).
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One peer, at one size, in one direction."""
+
+    peer: str
+    rows: int
+    d: int
+    direction: str
+    threads: int
+    seconds: Quantiles
+    bytes_per_element: float  # read once and written once: the least this peer can move
+    extra: Extra  # bytes allocated beyond what is returned, at the worst moment
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.d
+
+    @property
+    def size(self) -> str:
+        return f"{self.rows} x {self.d}"
+
+    def as_json(self) -> dict[str, Any]:
+        nanoseconds = self.seconds.q50 * 1e9 / self.elements
+        return {
+            **asdict(self),
+            "extra": self.extra._asdict(),
+            "ns_per_element": nanoseconds,
+            "gigabytes_per_second": self.bytes_per_element / nanoseconds,
+        }
+
+
+def _ns(result: Result) -> str:
+    low, middle, high = (
+        seconds * 1e9 / result.elements
+        for seconds in (result.seconds.q20, result.seconds.q50, result.seconds.q80)
+    )
+    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _extra(result: Result) -> str:
+    pages = "" if result.extra.pages is None else f" ({result.extra.pages / result.elements:.2f})"
+    return f"{result.extra.tensors / result.elements:.2f}{pages}"
+
+
+def _grid(results: list[Result], title: str, cell: dict[tuple[str, str], str]) -> list[str]:
+    sizes = list(dict.fromkeys(result.size for result in results))
+    names = list(dict.fromkeys(result.peer for result in results))
+    lines = [f"| {title} | {' | '.join(sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(cell.get((name, size), '-') for size in sizes)} |")
+    return [*lines, ""]
+
+
+def _tables(results: list[Result]) -> list[str]:
+    lines: list[str] = []
+    for direction in (FORWARD, BOTH):
+        some = [result for result in results if result.direction == direction]
+        kernel = {result.size: result.seconds.q50 for result in some if result.peer == KERNEL}
+        lines += [f"### {direction.capitalize()}", ""]
+        lines += _grid(some, "ns per element", {(r.peer, r.size): _ns(r) for r in some})
+        ratio = {(r.peer, r.size): f"{r.seconds.q50 / kernel[r.size]:.3g}" for r in some}
+        lines += _grid(some, f"time / time of {KERNEL}", ratio)
+        moved = {
+            (r.peer, r.size): f"{r.bytes_per_element:.3g} ({r.as_json()['gigabytes_per_second']:.3g})"
+            for r in some
+        }
+        lines += _grid(some, "bytes per element (GB/s)", moved)
+        extra = {(r.peer, r.size): _extra(r) for r in some}
+        lines += _grid(some, "extra bytes per element (by pages)", extra)
+    return lines
+
+
+def markdown(results: list[Result], hardware: dict[str, Any], command: str) -> str:
+    machine = "{cpu}, {cores} cores, {instruction_set}, {memory_gib} GiB; {system}".format(**hardware)
+    versions = "Python {python}, torch {torch}, rhovae-ext {rhovae_ext}".format(**hardware)
+    lines = [
+        "# Benchmark",
+        "",
+        f"{machine}; {versions}; load before the run {hardware['load_before'][0]}. Command: `{command}`.",
+        "",
+        PREAMBLE,
+    ]
+    for threads in dict.fromkeys(result.threads for result in results):
+        lines += [f"## {threads} thread{'s' * (threads > 1)}", ""]
+        lines += _tables([result for result in results if result.threads == threads])
+    return "\n".join(lines)
+
+
+def plot(results: list[Result], title: str, path: Path) -> None:
+    """Time per element against size, one line a peer, bars from the 20% to the 80% quantile."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    threads = results[0].threads
+    results = [result for result in results if result.threads == threads]
+    sizes = list(dict.fromkeys(result.size for result in results))
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5.2), sharey=True, layout="constrained")
+    names = list(dict.fromkeys(result.peer for result in results))
+    for panel, direction in zip(panels, (FORWARD, BOTH), strict=True):
+        for colour, name in enumerate(names):
+            line = [r for r in results if r.peer == name and r.direction == direction]
+            if not line:
+                continue
+            middle = [r.seconds.q50 * 1e9 / r.elements for r in line]
+            below = [(r.seconds.q50 - r.seconds.q20) * 1e9 / r.elements for r in line]
+            above = [(r.seconds.q80 - r.seconds.q50) * 1e9 / r.elements for r in line]
+            panel.errorbar(
+                [sizes.index(r.size) for r in line],
+                middle,
+                yerr=[below, above],
+                label=name,
+                color=f"C{colour}",
+                marker="o",
+                markersize=4,
+                capsize=3,
+                linewidth=2.5 if name == KERNEL else 1.2,
+                linestyle="--"
+                if line[0].direction == FORWARD and name.startswith(("noise", "copy"))
+                else "-",
+            )
+        panel.set_xticks(range(len(sizes)), sizes, rotation=20)
+        panel.set_yscale("log")
+        panel.set_title(direction.capitalize())
+        panel.grid(axis="y", which="both", alpha=0.25)
+    panels[0].set_ylabel("ns per element")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(f"{title}, {threads} thread{'s' * (threads > 1)}, float32")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def unused_stem(folder: Path, stem: str) -> Path:
+    """`stem`, or `stem-2`, `stem-3`, ... if files of that name are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = folder / (stem if number == 1 else f"{stem}-{number}")
+        if not any(path.with_name(path.name + suffix).exists() for suffix in (".json", ".md", ".png")):
+            return path
+        number += 1
+
+
+def write(results: list[Result], hardware: dict[str, Any], command: str, stem: Path) -> list[Path]:
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".json", ".md", ".png")]
+    record = {"command": command, "hardware": hardware, "results": [result.as_json() for result in results]}
+    paths[0].write_text(json.dumps(record, indent=1) + "\n")
+    paths[1].write_text(markdown(results, hardware, command) + f"\n![time per element]({paths[2].name})\n")
+    plot(results, f"{hardware['cpu']}, {hardware['instruction_set']}", paths[2])
+    return paths
