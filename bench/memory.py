@@ -28,6 +28,7 @@ from bench.peers import output_gradients, peers
 Outputs = Callable[[], tuple[Tensor, ...]]
 FORWARD, BOTH = "forward", "forward and backward"
 PAGES_FROM = 2**23  # bytes returned, from which single pages no longer matter
+RETURN_FREED_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # to the system, by glibc's malloc
 
 
 class Extra(NamedTuple):
@@ -91,10 +92,11 @@ def measure(rows: int, d: int, backend: str, compiled: bool) -> list[tuple[str, 
 
 def in_child(rows: int, d: int, backend: str, compiled: bool) -> dict[tuple[str, str], Extra]:
     """The same, in a process of its own."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
     command = [sys.executable, "-m", "bench.memory", json.dumps([rows, d, backend, compiled])]
     root = Path(__file__).resolve().parent.parent
-    child = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        command, env=os.environ | RETURN_FREED_BLOCKS, cwd=root, capture_output=True, text=True, check=False
+    )
     if child.returncode:
         raise SystemExit(f"The memory of {rows} x {d} could not be measured:\n{child.stderr}")
     return {(peer, direction): Extra(*extra) for peer, direction, extra in json.loads(child.stdout)}
