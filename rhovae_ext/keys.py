@@ -15,12 +15,12 @@ def _draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 if native.unavailable is not None:
     # An op here too, so that torch.compile leaves the draw to the generator and gives what eager gives.
-    _library = torch.library.Library("rhovae_ext", "DEF")  # type: ignore[no-untyped-call]
-    _library.define(  # type: ignore[no-untyped-call]
+    _library = torch.library.Library("rhovae_ext", "DEF")
+    _library.define(
         "draw_key(Tensor like, Generator? generator=None) -> Tensor",
         tags=(torch.Tag.nondeterministic_seeded,),
     )
-    _library.impl(  # type: ignore[no-untyped-call]
+    _library.impl(
         "draw_key", _draw_key, "CompositeExplicitAutograd"
     )
     torch.library.register_fake("rhovae_ext::draw_key", native.fake_draw_key, lib=_library)

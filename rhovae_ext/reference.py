@@ -134,15 +134,16 @@ def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
     )
 
 
-def _correlation(mu: Tensor, rho: Tensor) -> Tensor:
-    rho = align_parameter(rho, mu).to(arithmetic_dtype(mu))
+def _operands(mu: Tensor, scale: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three in the arithmetic type, converted once each so that gradients of half types round once."""
+    dtype = arithmetic_dtype(mu)
+    scale, rho = align_parameter(scale, mu), align_parameter(rho, mu)
     # A chain of one step has no correlation: its value is dropped, its gradient is zero whatever the value.
-    return rho[..., :0] if mu.shape[-1] == 1 else rho
+    rho = rho[..., :0] if mu.shape[-1] == 1 else rho
+    return mu.to(dtype), scale.to(dtype), rho.to(dtype)
 
 
-def _chain(mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> _Chain:
-    scale = align_parameter(scale, mu).to(arithmetic_dtype(mu))
-    rho = _correlation(mu, rho)
+def _chain(scale: Tensor, rho: Tensor, logits: bool) -> _Chain:
     return _chain_from_logits(scale, rho) if logits else _chain_from_natural(scale, rho)
 
 
@@ -171,11 +172,10 @@ def _steps(values: Tensor) -> Tensor:
 def _sample(chain: _Chain, mu: Tensor, eps: Tensor) -> Tensor:
     increments = torch.cat((eps[..., :1], chain.c * eps[..., 1:]), dim=-1)
     x = _scan(_steps(chain.rho), increments)
-    return (mu.to(eps.dtype) + chain.s * x).to(mu.dtype)
+    return mu + chain.s * x
 
 
 def _kl_per_dimension(chain: _Chain, mu: Tensor, d: int) -> Tensor:
-    mu = mu.to(chain.s.dtype)
     kl = 0.5 * (chain.s * chain.s + mu * mu - 1.0 - 2.0 * chain.log_s)
     tied = (0.5 * chain.minus_log_c2).expand(*chain.minus_log_c2.shape[:-1], d - 1)
     return kl + torch.nn.functional.pad(tied, (1, 0))
@@ -217,26 +217,28 @@ def ar1(
     """z and the KL to N(0, I); kl: 0 none, 1 per row, 2 per dimension. Not asked for: of shape (0,)."""
     d, dtype = mu.shape[-1], arithmetic_dtype(mu)
     lead = broadcast_leading(mu, scale, rho)
-    chain = _chain(mu, scale, rho, logits)
+    mean, scale, rho = _operands(mu, scale, rho)
+    chain = _chain(scale, rho, logits)
     z, divergence = mu.new_empty(0), mu.new_empty(0, dtype=dtype)
     if sample:
         if eps is None:
             assert key is not None
             eps = _draw(key, row_offset, num_samples, lead, d, mu)
-        z = _sample(chain, mu, eps.to(dtype))
+        z = _sample(chain, mean, eps.to(dtype)).to(mu.dtype)
     if kl:
-        divergence = _kl_per_dimension(chain, mu, d).expand(*lead, d)
+        divergence = _kl_per_dimension(chain, mean, d).expand(*lead, d)
         divergence = divergence.sum(-1) if kl == 1 else divergence.contiguous()
     return z, divergence
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
     """log N(z; mu, C) in nats: the standardised innovations eps, and the logs of the change of variables."""
-    d, dtype = mu.shape[-1], arithmetic_dtype(mu)
-    chain = _chain(mu, scale, rho, logits)
-    centred = z.to(dtype) - mu.to(dtype)
+    d = mu.shape[-1]
+    mu, scale, rho = _operands(mu, scale, rho)
+    chain = _chain(scale, rho, logits)
+    centred = z.to(mu.dtype) - mu
     x = centred * torch.exp(-chain.log_s) if logits else centred / chain.s
-    eps = _innovations_from_logits(x, _correlation(mu, rho)) if logits else _innovations(x, chain)
+    eps = _innovations_from_logits(x, rho) if logits else _innovations(x, chain)
     squares = (x[..., 0] * x[..., 0]) + (eps * eps).sum(-1)
     logs = _total(chain.log_s, d) - 0.5 * _total(chain.minus_log_c2, d - 1)
     return -(0.5 * squares + logs + 0.5 * d * math.log(2.0 * math.pi))
@@ -245,7 +247,8 @@ def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
 def ar1_entropy(s: Tensor, rho: Tensor) -> Tensor:
     """Entropy in nats of the chain with scales s, one per step."""
     d = s.shape[-1]
-    chain = _chain(s, s, rho, logits=False)
+    s, _, rho = _operands(s, s, rho)
+    chain = _chain(s, rho, logits=False)
     return (
         0.5 * d * (1.0 + math.log(2.0 * math.pi))
         + _total(chain.log_s, d)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def broadcast(*shapes: Sequence[int]) -> list[int]:
     """The shape that the shapes broadcast to; RuntimeError where they do not."""
-    return list(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    return list(torch.broadcast_shapes(*shapes))
 
 
 def arithmetic_dtype(mu: Tensor) -> torch.dtype:
