@@ -1,0 +1,58 @@
+// The ops' schemas and the module that Python imports to have them registered.
+
+#include <Python.h>
+#include <torch/library.h>
+
+#include <string>
+
+#include "../cpu/kernels.h"
+
+#if !defined(RHOVAE_TORCH_VERSION) || !defined(RHOVAE_CUDA_DECISION) || !defined(RHOVAE_CUDA_ARCHITECTURES)
+#error "build with setup.py, which records what was decided"
+#endif
+
+namespace rhovae::ops {
+
+#if defined(RHOVAE_WITH_CUDA)
+#define RHOVAE_HAS_CUDA "true"
+#else
+#define RHOVAE_HAS_CUDA "false"
+#endif
+
+static std::string build_info() {
+  return "{\"torch\": \"" RHOVAE_TORCH_VERSION "\", \"cuda\": " RHOVAE_HAS_CUDA
+         ", \"cuda_decision\": \"" RHOVAE_CUDA_DECISION "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES
+         "\", \"compiler\": \"" __VERSION__ "\"}";
+}
+
+static std::string cpu_capability() { return cpu::kernels().name; }
+
+TORCH_LIBRARY(rhovae, m) {
+  // The key is drawn by an op of its own; all others are functions of their arguments.
+  m.def("draw_key(Tensor like, Generator? generator=None) -> Tensor", {at::Tag::nondeterministic_seeded});
+  m.def(
+      "ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int row_offset, "
+      "bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "ar1_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
+      "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps) "
+      "-> (Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)",
+      {at::Tag::pt2_compliant_tag});
+  m.def("ar1_log_prob(Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "ar1_log_prob_backward(Tensor dlog_prob, Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) "
+      "-> (Tensor dz, Tensor dmu, Tensor dscale, Tensor drho)",
+      {at::Tag::pt2_compliant_tag});
+  m.def("build_info() -> str", build_info);
+  m.def("cpu_capability() -> str", cpu_capability);
+}
+
+}  // namespace rhovae::ops
+
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+                                   nullptr};
+  return PyModule_Create(&definition);
+}
