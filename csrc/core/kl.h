@@ -16,7 +16,8 @@ RHOVAE_HD V kl_of_scale(V s, V log_s) {
   return 0.5f * (s * s - 1.0f) - log_s;
 }
 
-// Gradients of KL_k: by mu it is mu; by log s, s^2 - 1 = (s - 1)(s + 1); by s, s - 1/s; by the logit of rho, rho.
+// Gradients of KL_k: by mu it is mu; by log s, s^2 - 1 = (s - 1)(s + 1); by s, s - 1/s; by the logit of rho,
+// rho.
 template <class V>
 RHOVAE_HD V kl_gradient_log_scale(V s) {
   return (s - 1.0f) * (s + 1.0f);

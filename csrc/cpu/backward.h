@@ -1,13 +1,15 @@
 #pragma once
 
-// Gradients of z and the KL by mu, s, rho and eps. The noise is drawn again, never stored. One rho a row needs one
-// pass: its tangent runs forward beside x. Per step, or for the gradient of eps, the adjoint runs backward.
+// Gradients of z and the KL by mu, s, rho and eps. The noise is drawn again, never stored. One rho a row
+// needs one pass: its tangent runs forward beside x. Per step, or for the gradient of eps, the adjoint runs
+// backward.
 
 #include "forward.h"
 
 namespace rhovae::RHOVAE_ISA {
 
-// From sums of g_k x_k and lambda_k (x_{k-1} - rho_k x_k) to the gradient of what the caller gave; h is the KL's.
+// From sums of g_k x_k and lambda_k (x_{k-1} - rho_k x_k) to the gradient of what the caller gave; h is the
+// KL's.
 template <class V>
 RHOVAE_INLINE V scale_gradient(const Backward& p, V gx, V h, V s) {
   if (!p.dkl.data) return p.logits ? s * gx : gx;  // s = 0 is allowed where no KL divides by it
@@ -75,8 +77,8 @@ struct ChainState {
 // One rho: x and its tangent together. by_logit collects g_k s_k t_k.
 template <class C>
 RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row, const TileParameters<C>& p,
-                                const C* eps, const C* dz, bool row_begins, int64_t count, ChainState<C>& carry,
-                                TileGradients<C>& sum) {
+                                const C* eps, const C* dz, bool row_begins, int64_t count,
+                                ChainState<C>& carry, TileGradients<C>& sum) {
   V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
   if (row_begins) rho[0] = 0, c[0] = 1;
   V<C> x_before = splat<C>(carry.x), t_before = splat<C>(carry.t);
@@ -106,7 +108,8 @@ RHOVAE_INLINE C adjoint_carry(const TileParameters<C>& p, const C* dz, int64_t c
   return next[0];
 }
 
-// Any rho: x forward, kept in the tile, then lambda backward. by_logit collects lambda_k (x_{k-1} - rho_k x_k).
+// Any rho: x forward, kept in the tile, then lambda backward. by_logit collects lambda_k (x_{k-1} - rho_k
+// x_k).
 template <class C>
 RHOVAE_INLINE C adjoint_tile(const TileParameters<C>& p, const C* eps, const C* dz, int64_t count, C x_carry,
                              C lambda_carry, TileGradients<C>& sum, C* deps) {
@@ -142,7 +145,8 @@ RHOVAE_INLINE C sum_run(const C* run, int64_t count) {
 }
 
 template <class C>
-void backward_along(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int lane, int64_t row) {
+void backward_along(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int lane,
+                    int64_t row) {
   constexpr int n = Lanes<C>::n;
   const bool adjoint = p.rho.step || p.deps.data;
   const int64_t mu_start = row_start(p.lead, p.mu, row);
@@ -207,8 +211,8 @@ void backward_along(const Backward& p, const RoundKeys& keys, const PerRow<C>& p
     }
     if (p.rho.step) {
       for (int64_t i = 0; i < count; i += n) {
-        store<C>(out + i, rho_gradient(p, load<C>(sum.by_logit + i), kl.h[i], load<C>(t.rho + i),
-                                       load<C>(t.c + i)));
+        store<C>(out + i,
+                 rho_gradient(p, load<C>(sum.by_logit + i), kl.h[i], load<C>(t.rho + i), load<C>(t.c + i)));
       }
       const int64_t skip = first == 0;  // nothing ties the first step to one before
       write_run(p.drho, row * (p.steps - 1) + first - 1 + skip, count - skip, out + skip);
@@ -222,13 +226,15 @@ void backward_along(const Backward& p, const RoundKeys& keys, const PerRow<C>& p
     write_one<C>(p.dscale, row, scale_gradient(p, gx_row, h_row, s));
   }
   if (!p.rho.step) {
-    write_one<C>(p.drho, row, rho_gradient(p, by_logit_row, h_tied, static_cast<double>(rho_row),
-                                           static_cast<double>(c_row)));
+    write_one<C>(
+        p.drho, row,
+        rho_gradient(p, by_logit_row, h_tied, static_cast<double>(rho_row), static_cast<double>(c_row)));
   }
 }
 
 template <class C>
-void backward_across(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int64_t row, int rows) {
+void backward_across(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int64_t row,
+                     int rows) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
   const AcrossParameters<C> t(p, params, row, rows);

@@ -1,7 +1,8 @@
 #pragma once
 
-// z and its KL. Rows of kShortRow steps or more run along the row, registers of consecutive steps joined by a scan;
-// shorter ones run across rows, a row a lane. Noise goes from Philox to a buffer in the first-level cache, never further.
+// z and its KL. Rows of kShortRow steps or more run along the row, registers of consecutive steps joined by a
+// scan; shorter ones run across rows, a row a lane. Noise goes from Philox to a buffer in the first-level
+// cache, never further.
 
 #include "../core/ar1.h"
 #include "../core/kl.h"
@@ -30,23 +31,24 @@ struct Run {
 };
 
 template <class C>
-RHOVAE_INLINE const C* eps_along(const Problem& p, const RoundKeys& keys, int64_t row, int64_t sample, int64_t first,
-                                 int64_t count, C* buffer) {
+RHOVAE_INLINE const C* eps_along(const Problem& p, const RoundKeys& keys, int64_t row, int64_t sample,
+                                 int64_t first, int64_t count, C* buffer) {
   if (p.eps.data) {
     read_run(p.eps, sample * p.eps.sample_stride + row_start(p.lead, p.eps, row) + first, count, buffer);
     pad(buffer, count, C(0));
   } else {
     const uint64_t position = p.noise.offset + static_cast<uint64_t>(first / kNormalsPerBlock<C>);
     normals_along<C>(keys, position,
-                     noise_row(p.noise.row_offset, static_cast<uint64_t>(row), static_cast<uint64_t>(p.samples),
-                               static_cast<uint64_t>(sample)),
+                     noise_row(p.noise.row_offset, static_cast<uint64_t>(row),
+                               static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample)),
                      buffer, count);
   }
   return buffer;
 }
 
 template <class C>
-RHOVAE_INLINE void eps_across(const Problem& p, const RoundKeys& keys, int64_t row, int rows, int64_t sample, C* to) {
+RHOVAE_INLINE void eps_across(const Problem& p, const RoundKeys& keys, int64_t row, int rows, int64_t sample,
+                              C* to) {
   constexpr int n = Lanes<C>::n;
   if (p.eps.data) {
     int64_t start[n];
@@ -57,8 +59,8 @@ RHOVAE_INLINE void eps_across(const Problem& p, const RoundKeys& keys, int64_t r
   } else {
     uint64_t id[n];
     for (int lane = 0; lane < n; ++lane) {
-      id[lane] = noise_row(p.noise.row_offset, static_cast<uint64_t>(row + lane), static_cast<uint64_t>(p.samples),
-                           static_cast<uint64_t>(sample));
+      id[lane] = noise_row(p.noise.row_offset, static_cast<uint64_t>(row + lane),
+                           static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
     }
     normals_across<C>(keys, p.noise.offset, id, to, p.steps);
   }
@@ -70,8 +72,8 @@ struct TileParameters {
   alignas(64) TileBuffer<C> s_buffer, log_s_buffer, rho, c, minus_log_c;
   Run<C> s, log_s;
 
-  RHOVAE_INLINE void read(const Problem& p, const PerRow<C>& row, int lane, int64_t scale_start, int64_t rho_start,
-                          int64_t first, int64_t count, bool uniform_rho_too) {
+  RHOVAE_INLINE void read(const Problem& p, const PerRow<C>& row, int lane, int64_t scale_start,
+                          int64_t rho_start, int64_t first, int64_t count, bool uniform_rho_too) {
     if (p.scale.step) {
       scale_run(p, scale_start, first, count, s_buffer, log_s_buffer);
     } else {
@@ -80,8 +82,10 @@ struct TileParameters {
     }
     s = {s_buffer, p.scale.step};
     log_s = {log_s_buffer, p.scale.step};
-    if (p.rho.step) rho_run(p, rho_start, first, count, rho, c, minus_log_c);
-    else if (uniform_rho_too) rho_run_uniform(row.rho[lane], row.c[lane], p.steps, first, count, rho, c);
+    if (p.rho.step)
+      rho_run(p, rho_start, first, count, rho, c, minus_log_c);
+    else if (uniform_rho_too)
+      rho_run_uniform(row.rho[lane], row.c[lane], p.steps, first, count, rho, c);
   }
 };
 
@@ -108,8 +112,8 @@ RHOVAE_INLINE double kl_of_row(const Problem& p, const PerRow<C>& row, int lane)
 }
 
 template <class C>
-RHOVAE_INLINE void kl_steps(const Problem& p, const PerRow<C>& row, int lane, const TileParameters<C>& t, const C* mu,
-                            int64_t first, int64_t count, C* kl) {
+RHOVAE_INLINE void kl_steps(const Problem& p, const PerRow<C>& row, int lane, const TileParameters<C>& t,
+                            const C* mu, int64_t first, int64_t count, C* kl) {
   for (int64_t i = 0; i < count; i += Lanes<C>::n) {
     V<C> tie = p.rho.step ? load<C>(t.minus_log_c + i) : splat<C>(row.minus_log_c[lane]);
     if (first + i == 0) tie[0] = 0;
@@ -208,7 +212,8 @@ struct AcrossParameters {
       store<C>(minus_log_c_buffer, row.minus_log_c);
     }
     s = {s_buffer, p.scale.step}, log_s = {log_s_buffer, p.scale.step};
-    rho = {rho_buffer, p.rho.step}, c = {c_buffer, p.rho.step}, minus_log_c = {minus_log_c_buffer, p.rho.step};
+    rho = {rho_buffer, p.rho.step}, c = {c_buffer, p.rho.step},
+    minus_log_c = {minus_log_c_buffer, p.rho.step};
   }
 };
 
@@ -230,7 +235,8 @@ void forward_across(const Forward& p, const RoundKeys& keys, const PerRow<C>& pa
       sum += kl;
       store<C>(out + i, kl);
     }
-    if (p.kl_kind == Kl::PerStep) write_across<C>(p.kl, row * p.steps, rows, p.steps, out);
+    if (p.kl_kind == Kl::PerStep)
+      write_across<C>(p.kl, row * p.steps, rows, p.steps, out);
     else {
       store<C>(out, sum);
       write_run<C>(p.kl, row, rows, out);

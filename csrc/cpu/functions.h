@@ -1,7 +1,8 @@
 #pragma once
 
-// exp, log, and the two functions that Box-Muller takes of a random word, over lanes. Each reduces its argument exactly
-// and sums a Taylor series short enough that the first term left out is below half a unit in the last place.
+// exp, log, and the two functions that Box-Muller takes of a random word, over lanes. Each reduces its
+// argument exactly and sums a Taylor series short enough that the first term left out is below half a unit in
+// the last place.
 
 #include <limits>
 
@@ -63,7 +64,8 @@ struct Functions {
   }
   static RHOVAE_INLINE V power_of_two(I n) { return (V)((n + (kSingle ? 127 : 1023)) << kMantissa); }
 
-  // log(1 + f) = 2 artanh(t) = 2t (1 + t^2/3 + t^4/5 + ...), t = f/(2 + f); |t| <= 0.172 for 1 + f in [sqrt 1/2, sqrt 2].
+  // log(1 + f) = 2 artanh(t) = 2t (1 + t^2/3 + t^4/5 + ...), t = f/(2 + f); |t| <= 0.172 for 1 + f in [sqrt
+  // 1/2, sqrt 2].
   struct ArtanhSeries {
     static constexpr int count = kSingle ? 5 : 10;
     static constexpr double coefficient(int i) { return 2.0 / (2 * i + 1); }
@@ -94,8 +96,8 @@ struct Functions {
     return ((v > 0) & (v < infinity)) ? value : at_edge;
   }
 
-  // -2 ln u, u = (w + 1/2) 2^-bits. Near u = 1, where a rounded u would lose what matters, f = u - 1 comes exactly
-  // from the word read as a signed integer.
+  // -2 ln u, u = (w + 1/2) 2^-bits. Near u = 1, where a rounded u would lose what matters, f = u - 1 comes
+  // exactly from the word read as a signed integer.
   static RHOVAE_INLINE V minus_two_log_uniform(U w) {
     const C unit = kSingle ? static_cast<C>(0x1p-32) : static_cast<C>(0x1p-64);
     V f;
@@ -106,7 +108,8 @@ struct Functions {
     return (to_real(exponent) - kBits) * (-2 * kLog2) - 2 * log1p_reduced(f);
   }
 
-  // sin and cos of 2 pi u: the nearest quarter turn from the word's top bits, the rest, within an eighth, as a series.
+  // sin and cos of 2 pi u: the nearest quarter turn from the word's top bits, the rest, within an eighth, as
+  // a series.
   struct SinSeries {
     static constexpr int count = kSingle ? 5 : 9;
     static constexpr double coefficient(int i) { return (i % 2 ? -1.0 : 1.0) / factorial(2 * i + 1); }

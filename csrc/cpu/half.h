@@ -54,14 +54,18 @@ RHOVAE_INLINE void widen(const uint16_t* from, float* to, int64_t count) {
 #if RHOVAE_X86_64_LEVEL == 4
   for (; k + 16 <= count; k += 16) {
     const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k));
-    if constexpr (std::is_same_v<Half, Float16>) store<float>(to + k, _mm512_cvtph_ps(h));
-    else store<float>(to + k, (F32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    if constexpr (std::is_same_v<Half, Float16>)
+      store<float>(to + k, _mm512_cvtph_ps(h));
+    else
+      store<float>(to + k, (F32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   }
 #elif RHOVAE_X86_64_LEVEL == 3
   for (; k + 8 <= count; k += 8) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
-    if constexpr (std::is_same_v<Half, Float16>) store<float>(to + k, _mm256_cvtph_ps(h));
-    else store<float>(to + k, (F32)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    if constexpr (std::is_same_v<Half, Float16>)
+      store<float>(to + k, _mm256_cvtph_ps(h));
+    else
+      store<float>(to + k, (F32)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
   }
 #endif
   for (; k < count; ++k) to[k] = Half::widen(from[k]);
@@ -86,7 +90,8 @@ RHOVAE_INLINE void narrow(const float* from, uint16_t* to, int64_t count) {
 #elif RHOVAE_X86_64_LEVEL == 3
   if constexpr (std::is_same_v<Half, Float16>) {
     for (; k + 8 <= count; k += 8) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + k), _mm256_cvtps_ph(load(from + k), _MM_FROUND_TO_NEAREST_INT));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + k),
+                       _mm256_cvtps_ph(load(from + k), _MM_FROUND_TO_NEAREST_INT));
     }
   }
 #endif

@@ -8,7 +8,9 @@
 
 namespace rhovae::RHOVAE_ISA {
 
-inline bool is_double(const Problem& p) { return p.mu.type == Type::Float64; }
+inline bool is_double(const Problem& p) {
+  return p.mu.type == Type::Float64;
+}
 
 void forward(const Forward& p, int64_t begin, int64_t end) {
   is_double(p) ? forward_rows<double>(p, begin, end) : forward_rows<float>(p, begin, end);
@@ -44,9 +46,11 @@ void normals(const Noise& noise, uint64_t row, int64_t count, C* out) {
 
 #define RHOVAE_STRING_(x) #x
 #define RHOVAE_STRING(x) RHOVAE_STRING_(x)
-#define RHOVAE_KERNELS                                                                                          \
-  {                                                                                                             \
-    RHOVAE_STRING(RHOVAE_ISA), rhovae::RHOVAE_ISA::forward, rhovae::RHOVAE_ISA::backward,                       \
-        rhovae::RHOVAE_ISA::log_prob, rhovae::RHOVAE_ISA::log_prob_backward, rhovae::RHOVAE_ISA::normals<float>, \
-        rhovae::RHOVAE_ISA::normals<double>                                                                     \
-  }
+#define RHOVAE_KERNELS                    \
+  {RHOVAE_STRING(RHOVAE_ISA),             \
+   rhovae::RHOVAE_ISA::forward,           \
+   rhovae::RHOVAE_ISA::backward,          \
+   rhovae::RHOVAE_ISA::log_prob,          \
+   rhovae::RHOVAE_ISA::log_prob_backward, \
+   rhovae::RHOVAE_ISA::normals<float>,    \
+   rhovae::RHOVAE_ISA::normals<double>}

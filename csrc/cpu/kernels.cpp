@@ -33,9 +33,10 @@ const Kernels* find_kernels(const char* name) {
 static const Kernels& choose() {
   if (const char* forced = std::getenv("RHOVAE_CPU_CAPABILITY"); forced && *forced) {
     if (const Kernels* found = find_kernels(forced)) return *found;
-    throw std::runtime_error(std::string("RHOVAE_CPU_CAPABILITY=") + forced +
-                             ": expected one of avx512, avx2, portable that this processor has; unset it to let "
-                             "rhovae choose the best");
+    throw std::runtime_error(
+        std::string("RHOVAE_CPU_CAPABILITY=") + forced +
+        ": expected one of avx512, avx2, portable that this processor has; unset it to let "
+        "rhovae choose the best");
   }
   for (const char* name : {"avx512", "avx2"}) {
     if (const Kernels* found = find_kernels(name)) return *found;

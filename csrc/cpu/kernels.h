@@ -2,8 +2,8 @@
 
 #include "../core/problem.h"
 
-// The CPU kernels, for rows [begin, end) of a problem: the caller spreads rows over its threads. What a row yields
-// depends neither on the range it is computed in nor on the rows beside it.
+// The CPU kernels, for rows [begin, end) of a problem: the caller spreads rows over its threads. What a row
+// yields depends neither on the range it is computed in nor on the rows beside it.
 namespace rhovae::cpu {
 
 struct Kernels {
@@ -17,8 +17,8 @@ struct Kernels {
   void (*normals_double)(const Noise&, uint64_t row, int64_t count, double* out);
 };
 
-// The best set that this processor has; or the one that RHOVAE_CPU_CAPABILITY names. Throws std::runtime_error when
-// that one is unknown or not to be had here.
+// The best set that this processor has; or the one that RHOVAE_CPU_CAPABILITY names. Throws
+// std::runtime_error when that one is unknown or not to be had here.
 const Kernels& kernels();
 
 // By name; null when this processor lacks it or this build does.

@@ -1,15 +1,15 @@
 #pragma once
 
-// The log-density of z and its gradients. No recurrence: every step needs its neighbours alone, so a tile carries
-// one step more on each side.
+// The log-density of z and its gradients. No recurrence: every step needs its neighbours alone, so a tile
+// carries one step more on each side.
 
 #include "../core/log_density.h"
 #include "forward.h"
 
 namespace rhovae::RHOVAE_ISA {
 
-// A tile of one row: x from the step before it to the step after it, and the residuals eps from its first step to the
-// step after it.
+// A tile of one row: x from the step before it to the step after it, and the residuals eps from its first
+// step to the step after it.
 template <class C>
 struct Residuals {
   alignas(64) TileBuffer<C> x, eps;  // x[i + 1] is step first + i
@@ -98,8 +98,10 @@ void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, 
       store<C>(dz + i, by_log_s);
       lanes += load_some(dz + i, left);
     }
-    if (p.scale.step) write_run(p.dscale, start, count, out);
-    else scale_row += static_cast<double>(sum_lanes<C>(lanes));
+    if (p.scale.step)
+      write_run(p.dscale, start, count, out);
+    else
+      scale_row += static_cast<double>(sum_lanes<C>(lanes));
 
     lanes = V<C>{};
     for (int64_t i = 0; i < count; i += n) {
@@ -123,7 +125,8 @@ void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, 
 }
 
 template <class C, class P>
-RHOVAE_INLINE void log_prob_rows(const P& p, int64_t begin, int64_t end, void (*along)(const P&, const PerRow<C>&, int, int64_t)) {
+RHOVAE_INLINE void log_prob_rows(const P& p, int64_t begin, int64_t end,
+                                 void (*along)(const P&, const PerRow<C>&, int, int64_t)) {
   for (int64_t row = begin; row < end; row += Lanes<C>::n) {
     const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
     const PerRow<C> params(p, row, rows);

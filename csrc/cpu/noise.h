@@ -1,7 +1,7 @@
 #pragma once
 
-// Standard normals from Philox words, a register of counters at a time. `position` counts blocks of the stream:
-// offset + k / 4 in float32, offset + k / 2 in float64.
+// Standard normals from Philox words, a register of counters at a time. `position` counts blocks of the
+// stream: offset + k / 4 in float32, offset + k / 2 in float64.
 
 #include "../core/normal.h"
 #include "../core/philox.h"
@@ -26,7 +26,8 @@ constexpr int kCounters = kBytes / 8;  // counters a register of Philox words ho
 
 // Along a row: out[0 .. count) and up to the end of the register past it.
 template <class C>
-RHOVAE_INLINE void normals_along(const RoundKeys& keys, uint64_t position, uint64_t row, C* out, int64_t count) {
+RHOVAE_INLINE void normals_along(const RoundKeys& keys, uint64_t position, uint64_t row, C* out,
+                                 int64_t count) {
   constexpr int n = Lanes<C>::n;
   const U64 lane = (U64)iota<double>();
   for (int64_t k = 0; k < count; k += kCounters * kNormalsPerBlock<C>) {
@@ -34,9 +35,11 @@ RHOVAE_INLINE void normals_along(const RoundKeys& keys, uint64_t position, uint6
     const Block block = philox_lanes(keys, lane + first, U64{} + row);
     V<C> even, odd;
     if constexpr (sizeof(C) == 4) {
-      box_muller<Functions<C>>(join_words(block.w[0], block.w[2]), join_words(block.w[1], block.w[3]), even, odd);
+      box_muller<Functions<C>>(join_words(block.w[0], block.w[2]), join_words(block.w[1], block.w[3]), even,
+                               odd);
     } else {
-      box_muller<Functions<C>>(join_halves(block.w[0], block.w[1]), join_halves(block.w[2], block.w[3]), even, odd);
+      box_muller<Functions<C>>(join_halves(block.w[0], block.w[1]), join_halves(block.w[2], block.w[3]), even,
+                               odd);
     }
     store<C>(out + k, shuffle<C, InterleaveLow<n>>(even, odd));
     store<C>(out + k + n, shuffle<C, InterleaveHigh<n>>(even, odd));
@@ -45,12 +48,15 @@ RHOVAE_INLINE void normals_along(const RoundKeys& keys, uint64_t position, uint6
 
 // Across rows, a row a lane: out[k * n + lane] for k in [0, count) and up to the end of the block past it.
 template <class C>
-RHOVAE_INLINE void normals_across(const RoundKeys& keys, uint64_t position, const uint64_t* row, C* out, int64_t count) {
+RHOVAE_INLINE void normals_across(const RoundKeys& keys, uint64_t position, const uint64_t* row, C* out,
+                                  int64_t count) {
   constexpr int n = Lanes<C>::n;
   uint64_t in_order[2][kCounters];  // the order in which join_words lays float32's lanes
   for (int lane = 0; lane < n; ++lane) {
-    if constexpr (sizeof(C) == 4) in_order[lane & 1][lane >> 1] = row[lane];
-    else in_order[0][lane] = row[lane];
+    if constexpr (sizeof(C) == 4)
+      in_order[lane & 1][lane >> 1] = row[lane];
+    else
+      in_order[0][lane] = row[lane];
   }
   U64 rows[2];
   std::memcpy(rows, in_order, sizeof(C) == 4 ? sizeof rows : sizeof rows[0]);

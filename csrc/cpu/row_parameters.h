@@ -1,6 +1,7 @@
 #pragma once
 
-// s, rho and what follows from them, ready for the chain: for a group of rows with a value each, or step by step.
+// s, rho and what follows from them, ready for the chain: for a group of rows with a value each, or step by
+// step.
 
 #include "../core/parameters.h"
 #include "functions.h"
@@ -45,7 +46,8 @@ constexpr int kTile = 512;  // steps of a row worked on at a time, in the first-
 template <class C>
 using TileBuffer = C[kTile + 2 * Lanes<C>::n];
 
-// Steps [first, first + count) of one row, from the values given per step (`start`: the row's place in the tensor).
+// Steps [first, first + count) of one row, from the values given per step (`start`: the row's place in the
+// tensor).
 template <class C>
 RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* s, C* log_s) {
   read_run(p.scale, start + first, count, s);
@@ -57,8 +59,8 @@ RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int
   }
 }
 
-// One step further than asked: rho[count] is what ties the run to the next one. Before the row's first step and after
-// its last there is no tie: rho = 0, c = 1.
+// One step further than asked: rho[count] is what ties the run to the next one. Before the row's first step
+// and after its last there is no tie: rho = 0, c = 1.
 template <class C>
 RHOVAE_INLINE void rho_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* rho, C* c,
                            C* minus_log_c) {
@@ -78,7 +80,8 @@ RHOVAE_INLINE void rho_run(const Problem& p, int64_t start, int64_t first, int64
 
 // The same buffers where the row has one rho.
 template <class C>
-RHOVAE_INLINE void rho_run_uniform(C rho_row, C c_row, int64_t steps, int64_t first, int64_t count, C* rho, C* c) {
+RHOVAE_INLINE void rho_run_uniform(C rho_row, C c_row, int64_t steps, int64_t first, int64_t count, C* rho,
+                                   C* c) {
   for (int64_t i = 0; i <= count; ++i) {
     const bool tied = first + i > 0 && first + i < steps;
     rho[i] = tied ? rho_row : C(0);

@@ -1,7 +1,7 @@
 #pragma once
 
-// Moving values between tensors of any type and buffers of the arithmetic's type: along a row (a run of its steps)
-// and across rows (a row a lane, step after step).
+// Moving values between tensors of any type and buffers of the arithmetic's type: along a row (a run of its
+// steps) and across rows (a row a lane, step after step).
 
 #include "../core/problem.h"
 #include "half.h"
@@ -22,10 +22,14 @@ template <class C>
 RHOVAE_INLINE C read_one(const Operand& from, int64_t start) {
   const char* at = address(from, start);
   switch (from.type) {
-    case Type::Float32: return static_cast<C>(*reinterpret_cast<const float*>(at));
-    case Type::Float64: return static_cast<C>(*reinterpret_cast<const double*>(at));
-    case Type::BFloat16: return static_cast<C>(BFloat16::widen(*reinterpret_cast<const uint16_t*>(at)));
-    case Type::Float16: return static_cast<C>(Float16::widen(*reinterpret_cast<const uint16_t*>(at)));
+    case Type::Float32:
+      return static_cast<C>(*reinterpret_cast<const float*>(at));
+    case Type::Float64:
+      return static_cast<C>(*reinterpret_cast<const double*>(at));
+    case Type::BFloat16:
+      return static_cast<C>(BFloat16::widen(*reinterpret_cast<const uint16_t*>(at)));
+    case Type::Float16:
+      return static_cast<C>(Float16::widen(*reinterpret_cast<const uint16_t*>(at)));
   }
   return C{};
 }
@@ -94,7 +98,8 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
 
 // to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others.
 template <class C>
-RHOVAE_INLINE void read_across(const Operand& from, const int64_t* start, int rows, int64_t steps, C neutral, C* to) {
+RHOVAE_INLINE void read_across(const Operand& from, const int64_t* start, int rows, int64_t steps, C neutral,
+                               C* to) {
   constexpr int n = Lanes<C>::n;
   alignas(kBytes) C buffer[kShortRow + n];
   for (int lane = 0; lane < n; ++lane) {

@@ -1,7 +1,8 @@
 #pragma once
 
-// x_k = m_k x_{k-1} + b_k over the lanes of a register: log2(lanes) rounds of shift, multiply and add, then the carry
-// from the register before. Upward (towards later steps) for x and its tangent, downward for the adjoint.
+// x_k = m_k x_{k-1} + b_k over the lanes of a register: log2(lanes) rounds of shift, multiply and add, then
+// the carry from the register before. Upward (towards later steps) for x and its tangent, downward for the
+// adjoint.
 
 #include "../core/ar1.h"
 #include "simd.h"

@@ -1,7 +1,7 @@
 #pragma once
 
-// Vectors of lanes for one instruction set. The file that includes this has told the compiler the target and has
-// defined RHOVAE_ISA, the namespace that keeps the sets apart, RHOVAE_BYTES, the width of a register, and
+// Vectors of lanes for one instruction set. The file that includes this has told the compiler the target and
+// has defined RHOVAE_ISA, the namespace that keeps the sets apart, RHOVAE_BYTES, the width of a register, and
 // RHOVAE_X86_64_LEVEL (compilers do not define __AVX2__ and the like in time for a target set by pragma). The
 // compiler's vector extension supplies the operators; what it lacks or does badly is here.
 
@@ -69,8 +69,10 @@ template <class C>
 RHOVAE_INLINE V<C> load_some(const C* from, int count) {
   if (count >= Lanes<C>::n) return load(from);
 #if RHOVAE_X86_64_LEVEL == 4
-  if constexpr (sizeof(C) == 4) return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), from);
-  else return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), from);
+  if constexpr (sizeof(C) == 4)
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), from);
+  else
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), from);
 #else
   V<C> v{};
   std::memcpy(&v, from, static_cast<size_t>(count) * sizeof(C));
@@ -82,8 +84,10 @@ template <class C>
 RHOVAE_INLINE void store_some(C* to, V<C> v, int count) {
   if (count >= Lanes<C>::n) return store(to, v);
 #if RHOVAE_X86_64_LEVEL == 4
-  if constexpr (sizeof(C) == 4) _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), v);
-  else _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1u), v);
+  if constexpr (sizeof(C) == 4)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), v);
+  else
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1u), v);
 #else
   std::memcpy(to, &v, static_cast<size_t>(count) * sizeof(C));
 #endif
@@ -122,8 +126,10 @@ template <class C, int start>
 RHOVAE_INLINE V<C> window(V<C> a, V<C> b) {
 #if RHOVAE_X86_64_LEVEL == 4
   // One instruction, and no register for the indices.
-  if constexpr (sizeof(C) == 4) return (F32)_mm512_alignr_epi32((__m512i)b, (__m512i)a, start);
-  else return (F64)_mm512_alignr_epi64((__m512i)b, (__m512i)a, start);
+  if constexpr (sizeof(C) == 4)
+    return (F32)_mm512_alignr_epi32((__m512i)b, (__m512i)a, start);
+  else
+    return (F64)_mm512_alignr_epi64((__m512i)b, (__m512i)a, start);
 #else
   return shuffle<C, Window<start>>(a, b);
 #endif
@@ -196,8 +202,9 @@ RHOVAE_INLINE F64 sqrt_lanes(F64 v) {
 #endif
 }
 
-// Philox over lanes of 64 bits: each holds one counter's word in its low half, and whatever in its high half, which
-// the multiplication ignores. So a round is two multiplications, two shifts and two three-way exclusive ors.
+// Philox over lanes of 64 bits: each holds one counter's word in its low half, and whatever in its high half,
+// which the multiplication ignores. So a round is two multiplications, two shifts and two three-way exclusive
+// ors.
 struct LaneWord {
   using Word = U64;
   using Product = U64;
@@ -219,8 +226,12 @@ struct LaneWord {
 };
 
 // Low halves of `even` and `odd`, side by side.
-RHOVAE_INLINE U32 join_words(U64 even, U64 odd) { return (U32)((even & 0xFFFFFFFFu) | (odd << 32)); }
+RHOVAE_INLINE U32 join_words(U64 even, U64 odd) {
+  return (U32)((even & 0xFFFFFFFFu) | (odd << 32));
+}
 // Two words of 32 bits to one of 64, lane by lane.
-RHOVAE_INLINE U64 join_halves(U64 high, U64 low) { return (high << 32) | (low & 0xFFFFFFFFu); }
+RHOVAE_INLINE U64 join_halves(U64 high, U64 low) {
+  return (high << 32) | (low & 0xFFFFFFFFu);
+}
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -2,7 +2,9 @@
 
 namespace rhovae::ops {
 
-static Tensor empty_like_nothing(const at::TensorOptions& options) { return at::empty({0}, options); }
+static Tensor empty_like_nothing(const at::TensorOptions& options) {
+  return at::empty({0}, options);
+}
 
 static void add_eps(Arguments& arguments, Problem& problem, const Ar1& call) {
   if (call.eps) {
@@ -43,8 +45,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const O
   const auto dmu = arguments.gradient_mu(problem.dmu);
   const auto dscale = arguments.gradient_scale(problem.dscale);
   const auto drho = arguments.gradient_rho(problem.drho);
-  Tensor deps = needs_deps ? (dz ? at::empty(call.eps->sizes(), call.eps->options()) : at::zeros_like(*call.eps))
-                           : empty_like_nothing(call.mu.options());
+  Tensor deps = needs_deps
+                    ? (dz ? at::empty(call.eps->sizes(), call.eps->options()) : at::zeros_like(*call.eps))
+                    : empty_like_nothing(call.mu.options());
   if (needs_deps && dz) problem.deps = output_of(deps);
   if (arguments.shape().rows > 0) run(problem);
   return {dmu.reduce(), dscale.reduce(), drho.reduce(), std::move(deps)};

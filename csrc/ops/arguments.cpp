@@ -18,10 +18,14 @@ std::vector<int64_t> Shape::with_samples(std::optional<int64_t> samples) const {
 
 Type type_of(const char* op, const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
-    case at::kFloat: return Type::Float32;
-    case at::kDouble: return Type::Float64;
-    case at::kBFloat16: return Type::BFloat16;
-    case at::kHalf: return Type::Float16;
+    case at::kFloat:
+      return Type::Float32;
+    case at::kDouble:
+      return Type::Float64;
+    case at::kBFloat16:
+      return Type::BFloat16;
+    case at::kHalf:
+      return Type::Float16;
     default:
       TORCH_CHECK_TYPE(false, op, ": ", name, " must be float32, float64, bfloat16 or float16, got ",
                        tensor.scalar_type());
@@ -32,10 +36,11 @@ Output output_of(const Tensor& tensor) {
   return {tensor.data_ptr(), type_of("rhovae", tensor, "an output")};
 }
 
-Arguments::Arguments(const char* op, const Tensor& mu, const Tensor& scale, const Tensor& rho, const OptionalTensor& z)
+Arguments::Arguments(const char* op, const Tensor& mu, const Tensor& scale, const Tensor& rho,
+                     const OptionalTensor& z)
     : op_(op), mu_(mu), scale_given_(scale), rho_given_(rho) {
-  TORCH_CHECK_VALUE(mu.dim() >= 1 && mu.size(-1) >= 1, op, ": mu must have a last axis of at least one step, got shape ",
-                    mu.sizes());
+  TORCH_CHECK_VALUE(mu.dim() >= 1 && mu.size(-1) >= 1, op,
+                    ": mu must have a last axis of at least one step, got shape ", mu.sizes());
   arithmetic_ = mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   shape_.steps = mu.size(-1);
   scale_ = parameter(scale, shape_.steps, "s");
@@ -44,8 +49,8 @@ Arguments::Arguments(const char* op, const Tensor& mu, const Tensor& scale, cons
     TORCH_CHECK_TYPE(tensor->scalar_type() == mu.scalar_type() || tensor->scalar_type() == at::kFloat, op,
                      ": s and rho must be of mu's type (", mu.scalar_type(), ") or float32, got ",
                      tensor->scalar_type());
-    TORCH_CHECK_VALUE(tensor->device() == mu.device(), op, ": s and rho must be on mu's device (", mu.device(),
-                      "), got ", tensor->device());
+    TORCH_CHECK_VALUE(tensor->device() == mu.device(), op, ": s and rho must be on mu's device (",
+                      mu.device(), "), got ", tensor->device());
   }
   const auto leading = [](const Tensor& t) { return t.sizes().slice(0, t.dim() - 1); };
   shape_.lead = at::infer_size(at::infer_size(leading(mu_), leading(scale_)), leading(rho_));
@@ -60,8 +65,9 @@ Arguments::Arguments(const char* op, const Tensor& mu, const Tensor& scale, cons
 Tensor Arguments::parameter(const Tensor& given, int64_t per_step, const char* name) const {
   if (given.dim() == 0) return given.unsqueeze(0);
   if (given.dim() < mu_.dim()) {
-    TORCH_CHECK_VALUE(given.dim() == mu_.dim() - 1, op_, ": ", name, " must be a number, have mu's rank less one (",
-                      mu_.dim() - 1, ", a value per row) or have a last axis of 1 or ", per_step, ", got shape ",
+    TORCH_CHECK_VALUE(given.dim() == mu_.dim() - 1, op_, ": ", name,
+                      " must be a number, have mu's rank less one (", mu_.dim() - 1,
+                      ", a value per row) or have a last axis of 1 or ", per_step, ", got shape ",
                       given.sizes());
     return given.unsqueeze(-1);
   }
@@ -92,15 +98,19 @@ void Arguments::add_samples(Operand& operand, const Tensor& tensor, const char* 
   operand.step = 1;
   const Tensor given = unit_last_stride(tensor);
   const bool has_axis = given.dim() == static_cast<int64_t>(shape_.lead.size()) + 2;
-  TORCH_CHECK_VALUE(given.sizes() == shape_.with_samples(has_axis ? std::optional(given.size(0)) : std::nullopt), op_,
-                    ": ", name, " must have z's shape, got ", given.sizes());
-  if (has_axis) add(operand, given.select(0, 0), given.stride(0));
-  else add(operand, given, 0);
+  TORCH_CHECK_VALUE(
+      given.sizes() == shape_.with_samples(has_axis ? std::optional(given.size(0)) : std::nullopt), op_, ": ",
+      name, " must have z's shape, got ", given.sizes());
+  if (has_axis)
+    add(operand, given.select(0, 0), given.stride(0));
+  else
+    add(operand, given, 0);
 }
 
 void Arguments::finish(Problem& problem, std::optional<int64_t> samples, bool logits) {
   static const float no_rho = 0;
-  TORCH_CHECK_VALUE(samples.value_or(1) >= 1, op_, ": num_samples must be at least 1, got ", samples.value_or(1));
+  TORCH_CHECK_VALUE(samples.value_or(1) >= 1, op_, ": num_samples must be at least 1, got ",
+                    samples.value_or(1));
   problem.rows = shape_.rows;
   problem.steps = shape_.steps;
   problem.samples = samples.value_or(1);

@@ -1,8 +1,8 @@
 #pragma once
 
 // From tensors to the plain descriptions that kernels take, the same for every device: broadcasting, strides,
-// collapsed axes, outputs and the reduction of gradients to their inputs' shapes. The friendly refusals of bad input
-// are the Python functions'; the checks here keep memory safe when an op is called directly.
+// collapsed axes, outputs and the reduction of gradients to their inputs' shapes. The friendly refusals of
+// bad input are the Python functions'; the checks here keep memory safe when an op is called directly.
 
 #include <ATen/ATen.h>
 
@@ -26,27 +26,28 @@ struct Shape {
   std::vector<int64_t> with_samples(std::optional<int64_t> samples) const;  // (samples?, lead..., steps)
 };
 
-// The tensors of one call as operands. Ranks decide what a parameter is, never sizes: rank mu.dim() - 1 or 0 is one
-// value per row, a higher one has its last axis for the steps.
+// The tensors of one call as operands. Ranks decide what a parameter is, never sizes: rank mu.dim() - 1 or 0
+// is one value per row, a higher one has its last axis for the steps.
 class Arguments {
  public:
   // z takes part in the broadcast where it is given (the log-density).
-  Arguments(const char* op, const Tensor& mu, const Tensor& scale, const Tensor& rho, const OptionalTensor& z = {});
+  Arguments(const char* op, const Tensor& mu, const Tensor& scale, const Tensor& rho,
+            const OptionalTensor& z = {});
 
   const Shape& shape() const { return shape_; }
   at::ScalarType arithmetic() const { return arithmetic_; }
   at::TensorOptions arithmetic_options() const { return mu_.options().dtype(arithmetic_); }
 
-  void add_rows(Operand& operand, const Tensor& tensor, const char* name);         // (lead...) or (lead..., steps)
-  void add_samples(Operand& operand, const Tensor& tensor, const char* name);      // (samples?, lead..., steps)
+  void add_rows(Operand& operand, const Tensor& tensor, const char* name);  // (lead...) or (lead..., steps)
+  void add_samples(Operand& operand, const Tensor& tensor, const char* name);  // (samples?, lead..., steps)
   // Fills in what every problem has; to be called last, when all operands are known.
   void finish(Problem& problem, std::optional<int64_t> samples, bool logits);
 
-  // Space for the gradient of mu, s or rho: of the input's own shape and type where nothing was broadcast, else whole,
-  // in the arithmetic's type; `reduce` then sums what was broadcast.
+  // Space for the gradient of mu, s or rho: of the input's own shape and type where nothing was broadcast,
+  // else whole, in the arithmetic's type; `reduce` then sums what was broadcast.
   struct Gradient {
     Tensor space;
-    Tensor given;     // the input
+    Tensor given;      // the input
     Tensor with_last;  // the same with a last axis
     Tensor reduce() const;
   };

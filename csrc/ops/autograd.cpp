@@ -1,4 +1,5 @@
-// The derivatives of the ops, for every device. Nothing here looks at sizes or values, so that tracing passes through.
+// The derivatives of the ops, for every device. Nothing here looks at sizes or values, so that tracing passes
+// through.
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -12,16 +13,17 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
 using Ar1Op = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                                         const OptionalTensor&, std::optional<c10::SymInt>, int64_t, bool, bool,
-                                         int64_t);
+                                         const OptionalTensor&, std::optional<c10::SymInt>, int64_t, bool,
+                                         bool, int64_t);
 using Ar1BackwardOp = std::tuple<Tensor, Tensor, Tensor, Tensor>(const OptionalTensor&, const OptionalTensor&,
                                                                  const Tensor&, const Tensor&, const Tensor&,
                                                                  const OptionalTensor&, const OptionalTensor&,
-                                                                 std::optional<c10::SymInt>, int64_t, bool, int64_t,
-                                                                 bool);
+                                                                 std::optional<c10::SymInt>, int64_t, bool,
+                                                                 int64_t, bool);
 using LogProbOp = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
-using LogProbBackwardOp = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                                     const Tensor&, const Tensor&, bool);
+using LogProbBackwardOp = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                                     const Tensor&, const Tensor&,
+                                                                     const Tensor&, bool);
 
 template <class Signature>
 static auto op(const char* name) {
@@ -35,8 +37,8 @@ static OptionalTensor if_defined(const Tensor& tensor) {
 struct Ar1Function : torch::autograd::Function<Ar1Function> {
   static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                const OptionalTensor& key, const OptionalTensor& eps,
-                               std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits, bool sample,
-                               int64_t kl) {
+                               std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits,
+                               bool sample, int64_t kl) {
     static const auto ar1 = op<Ar1Op>("rhovae::ar1");
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [z, divergence] = ar1.call(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl);
@@ -45,6 +47,8 @@ struct Ar1Function : torch::autograd::Function<Ar1Function> {
     ctx->saved_data["row_offset"] = row_offset;
     ctx->saved_data["logits"] = logits;
     ctx->saved_data["kl"] = kl;
+    // Asked here: needs_input_grad counts only the tensors that were given.
+    ctx->saved_data["needs_deps"] = eps && eps->requires_grad();
     ctx->set_materialize_grads(false);
     variable_list unused;
     if (!sample) unused.push_back(z);
@@ -57,15 +61,16 @@ struct Ar1Function : torch::autograd::Function<Ar1Function> {
     static const auto ar1_backward = op<Ar1BackwardOp>("rhovae::ar1_backward");
     const auto saved = ctx->get_saved_variables();
     if (!grads[0].defined() && !grads[1].defined()) return variable_list(10);
+    const bool needs_deps = ctx->saved_data["needs_deps"].toBool();
     auto [dmu, dscale, drho, deps] = ar1_backward.call(
         if_defined(grads[0]), if_defined(grads[1]), saved[0], saved[1], saved[2], if_defined(saved[3]),
         if_defined(saved[4]), ctx->saved_data["num_samples"].to<std::optional<c10::SymInt>>(),
-        ctx->saved_data["row_offset"].toInt(), ctx->saved_data["logits"].toBool(), ctx->saved_data["kl"].toInt(),
-        ctx->needs_input_grad(4));
+        ctx->saved_data["row_offset"].toInt(), ctx->saved_data["logits"].toBool(),
+        ctx->saved_data["kl"].toInt(), needs_deps);
     const auto wanted = [&](size_t input, const Tensor& gradient) {
       return ctx->needs_input_grad(input) ? gradient : Tensor();
     };
-    return {wanted(0, dmu), wanted(1, dscale), wanted(2, drho), Tensor(), wanted(4, deps),
+    return {wanted(0, dmu), wanted(1, dscale), wanted(2, drho), Tensor(), needs_deps ? deps : Tensor(),
             Tensor(),       Tensor(),          Tensor(),        Tensor(), Tensor()};
   }
 };
@@ -97,7 +102,8 @@ struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
   }
 };
 
-static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho, bool logits) {
+static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
+                       bool logits) {
   return LogProbFunction::apply(z, mu, scale, rho, logits);
 }
 

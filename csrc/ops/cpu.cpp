@@ -9,7 +9,8 @@
 
 namespace rhovae::ops {
 
-// Rows are handed out in whole groups of the widest register's lanes, and few enough elements stay on one thread.
+// Rows are handed out in whole groups of the widest register's lanes, and few enough elements stay on one
+// thread.
 template <class P>
 static void over_rows(const P& problem, void (*kernel)(const P&, int64_t, int64_t)) {
   constexpr int64_t kGroup = 16, kElementsPerThread = 16384;
@@ -21,10 +22,18 @@ static void over_rows(const P& problem, void (*kernel)(const P&, int64_t, int64_
   });
 }
 
-static void forward(const Forward& p) { over_rows(p, cpu::kernels().forward); }
-static void backward(const Backward& p) { over_rows(p, cpu::kernels().backward); }
-static void log_prob(const LogProb& p) { over_rows(p, cpu::kernels().log_prob); }
-static void log_prob_backward(const LogProbBackward& p) { over_rows(p, cpu::kernels().log_prob_backward); }
+static void forward(const Forward& p) {
+  over_rows(p, cpu::kernels().forward);
+}
+static void backward(const Backward& p) {
+  over_rows(p, cpu::kernels().backward);
+}
+static void log_prob(const LogProb& p) {
+  over_rows(p, cpu::kernels().log_prob);
+}
+static void log_prob_backward(const LogProbBackward& p) {
+  over_rows(p, cpu::kernels().log_prob_backward);
+}
 
 // The key is read here: two 64-bit words, seed and offset.
 static Noise noise_of(const OptionalTensor& key, int64_t row_offset, bool needed) {
@@ -33,9 +42,10 @@ static Noise noise_of(const OptionalTensor& key, int64_t row_offset, bool needed
     TORCH_CHECK_VALUE(!needed, "rhovae::ar1: neither key nor eps was given");
     return noise;
   }
-  TORCH_CHECK_VALUE(key->scalar_type() == at::kUInt64 && key->numel() == 2 && key->is_cpu() && key->is_contiguous(),
-                    "rhovae::ar1: key must be a contiguous uint64 tensor (seed, offset) on the CPU, got ",
-                    key->scalar_type(), " of shape ", key->sizes(), " on ", key->device());
+  TORCH_CHECK_VALUE(
+      key->scalar_type() == at::kUInt64 && key->numel() == 2 && key->is_cpu() && key->is_contiguous(),
+      "rhovae::ar1: key must be a contiguous uint64 tensor (seed, offset) on the CPU, got ",
+      key->scalar_type(), " of shape ", key->sizes(), " on ", key->device());
   const auto* words = static_cast<const uint64_t*>(key->const_data_ptr());
   noise.seed = words[0];
   noise.offset = words[1];
@@ -44,33 +54,36 @@ static Noise noise_of(const OptionalTensor& key, int64_t row_offset, bool needed
 
 static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                       const OptionalTensor& key, const OptionalTensor& eps,
-                                      std::optional<int64_t> num_samples, int64_t row_offset, bool logits, bool sample,
-                                      int64_t kl) {
+                                      std::optional<int64_t> num_samples, int64_t row_offset, bool logits,
+                                      bool sample, int64_t kl) {
   const Noise noise = noise_of(key, row_offset, sample && !eps);
   return ar1_forward({mu, scale, rho, eps, num_samples, noise, logits}, sample, static_cast<Kl>(kl), forward);
 }
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward_cpu(
-    const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale, const Tensor& rho,
-    const OptionalTensor& key, const OptionalTensor& eps, std::optional<int64_t> num_samples, int64_t row_offset,
-    bool logits, int64_t kl, bool needs_deps) {
+    const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale,
+    const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
+    std::optional<int64_t> num_samples, int64_t row_offset, bool logits, int64_t kl, bool needs_deps) {
   const Noise noise = noise_of(key, row_offset, dz && !eps);
-  return ar1_backward({mu, scale, rho, eps, num_samples, noise, logits}, dz, dkl, static_cast<Kl>(kl), needs_deps,
-                      backward);
+  return ar1_backward({mu, scale, rho, eps, num_samples, noise, logits}, dz, dkl, static_cast<Kl>(kl),
+                      needs_deps, backward);
 }
 
-static Tensor log_prob_cpu(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho, bool logits) {
+static Tensor log_prob_cpu(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
+                           bool logits) {
   return ar1_log_prob(z, mu, scale, rho, logits, log_prob);
 }
 
-static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward_cpu(const Tensor& dlog_prob, const Tensor& z,
-                                                                        const Tensor& mu, const Tensor& scale,
+static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward_cpu(const Tensor& dlog_prob,
+                                                                        const Tensor& z, const Tensor& mu,
+                                                                        const Tensor& scale,
                                                                         const Tensor& rho, bool logits) {
   return ar1_log_prob_backward(dlog_prob, z, mu, scale, rho, logits, log_prob_backward);
 }
 
 static Tensor draw_key(const Tensor&, const std::optional<at::Generator>& generator) {
-  auto* drawn_from = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+  auto* drawn_from =
+      at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
   Tensor key = at::empty({2}, at::kUInt64);
   auto* words = static_cast<uint64_t*>(key.data_ptr());
   const std::lock_guard<std::mutex> lock(drawn_from->mutex_);

@@ -21,17 +21,20 @@ namespace rhovae::ops {
 
 static std::string build_info() {
   return "{\"torch\": \"" RHOVAE_TORCH_VERSION "\", \"cuda\": " RHOVAE_HAS_CUDA
-         ", \"cuda_decision\": \"" RHOVAE_CUDA_DECISION "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES
-         "\", \"compiler\": \"" __VERSION__ "\"}";
+         ", \"cuda_decision\": \"" RHOVAE_CUDA_DECISION
+         "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES "\", \"compiler\": \"" __VERSION__ "\"}";
 }
 
-static std::string cpu_capability() { return cpu::kernels().name; }
+static std::string cpu_capability() {
+  return cpu::kernels().name;
+}
 
 TORCH_LIBRARY(rhovae, m) {
   // The key is drawn by an op of its own; all others are functions of their arguments.
   m.def("draw_key(Tensor like, Generator? generator=None) -> Tensor", {at::Tag::nondeterministic_seeded});
   m.def(
-      "ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int row_offset, "
+      "ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int "
+      "row_offset, "
       "bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)",
       {at::Tag::pt2_compliant_tag});
   m.def(
@@ -52,7 +55,7 @@ TORCH_LIBRARY(rhovae, m) {
 }  // namespace rhovae::ops
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
-                                   nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m rhovae",
         description="Variational autoencoders with correlated (AR(1)) Gaussian posteriors.",
+        epilog="example:\n  python -m rhovae demo\n  python -m rhovae train --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -145,7 +147,7 @@ def _positive(text: str) -> int:
 def _train(arguments: argparse.Namespace) -> None:
     from rhovae.comparison import finish
     from rhovae.data import load_dataset
-    from rhovae.training import fit, is_first_process
+    from rhovae.training import check_machine, fit, is_first_process
 
     flags = given_flags(arguments)
     if arguments.resume:
@@ -153,9 +155,11 @@ def _train(arguments: argparse.Namespace) -> None:
             raise ConfigError("--resume goes on with the run's own config.yaml; leave out --config")
         run = Run.open(arguments.resume)
         config = resume_config(run, flags)
+        check_machine(config)
         data = load_dataset(config.dataset, config.data_dir)
     else:
         config = resolve(arguments.config, flags)
+        check_machine(config)
         # a data set that is not there must not leave a folder behind
         data = load_dataset(config.dataset, config.data_dir)
         run = Run.create(config, arguments.out) if is_first_process() else Run(Path("runs"))
@@ -213,12 +217,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _compare_with(config: TrainConfig, posteriors: Sequence[str], out: Path | None, name: str) -> Path:
     from rhovae.comparison import compare, markdown
     from rhovae.data import load_dataset
-    from rhovae.training import is_first_process
+    from rhovae.training import check_machine, is_first_process
 
     if not is_first_process():
         raise ConfigError("compare and demo run in one process; use train under torchrun")
     for posterior in posteriors:
         config.replace(posterior=posterior)
+    check_machine(config)
     data = load_dataset(config.dataset, config.data_dir)
     if out is not None and out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is not empty and a run never overwrites another; give another --out")

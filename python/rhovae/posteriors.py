@@ -112,7 +112,7 @@ class Posterior:
         return log_q
 
     def entropy(self) -> Tensor:
-        """Differential entropy, ``d/2 (1 + log 2 pi) + sum_k log s_k + 1/2 sum_k log(1 - rho_k^2)``, in nats."""
+        """Differential entropy ``d/2 (1 + log 2 pi) + sum log s_k + 1/2 sum log(1 - rho_k^2)``, in nats."""
         d = self.mu.shape[-1]
         logits = self._per_step(self.rho_logit)
         size = logits.abs()
@@ -133,7 +133,7 @@ class Posterior:
 
     @property
     def rho(self) -> Tensor:
-        """Lag-1 correlations ``tanh(rho_logit)``, ``(..., d-1)``; ``rho[..., k]`` ties ``z_k``, ``z_{k+1}``."""
+        """Lag-1 correlations ``tanh(rho_logit)``, ``(..., d-1)``: ``rho[..., k]`` ties k and k+1."""
         return torch.tanh(self._per_step(self.rho_logit))
 
     def _wide(self, value: Tensor) -> Tensor:

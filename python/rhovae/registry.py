@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
 class Registry(Generic[T]):
@@ -23,13 +24,14 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[Entry], Entry]:
         """Decorator that files an object under ``name``; raises ``ValueError`` if the name is taken."""
 
-        def add(entry: T) -> T:
+        def add(entry: Entry) -> Entry:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is already registered; choose another name")
-            self._entries[name] = entry
+            # the decorated object keeps its own type, which is narrower than T
+            self._entries[name] = cast(T, entry)
             return entry
 
         return add

@@ -20,11 +20,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import rhovae_ext
 from rhovae.checkpoints import AtomicCheckpointIO, random_state, read_checkpoint, set_random_state
-from rhovae.config import TrainConfig
+from rhovae.config import ConfigError, TrainConfig
 from rhovae.data import BatchSampler, ImageBatch, ImageData, batch_loader, scale_pixels
 from rhovae.models import VAE, make_model
 from rhovae.objectives import negative_elbo
+from rhovae.registry import unknown_name
 from rhovae.runs import Run, write_atomically
 
 HISTORY_FIELDS = (
@@ -46,6 +48,24 @@ _LOG_EVERY = 50
 def is_first_process() -> bool:
     """Whether this process is alone or rank 0 of its ``torchrun``."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Refuse, before any work, settings that this machine cannot follow.
+
+    Raises:
+        ConfigError: the backend or the precision is not to be had; the message says why.
+    """
+    device = _devices()["accelerator"]
+    backends = rhovae_ext.available_backends(device)
+    if config.backend != "auto":
+        if config.backend not in backends:
+            raise ConfigError(unknown_name("backend", config.backend, ["auto", *backends]))
+        reason = backends[config.backend]
+        if reason is not None:
+            raise ConfigError(f"backend {config.backend!r} is not available: {reason}")
+    if config.precision == "16-mixed" and device == "cpu":
+        raise ConfigError("precision 16-mixed needs a GPU, and none is visible; use bf16-mixed on the CPU")
 
 
 def noise_seed(seed: int, purpose: str) -> int:
@@ -309,6 +329,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
         r".*smaller than the logging interval.*",
         r".*your dataloader is not resumable.*",
         r".*Checkpoint directory.*exists and is not empty.*",

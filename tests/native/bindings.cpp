@@ -14,7 +14,8 @@ using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
 
 static Words philox(const Words& counter, const Words& key) {
   const py::ssize_t n = counter.shape(0);
-  if (counter.ndim() != 2 || counter.shape(1) != 4 || key.ndim() != 2 || key.shape(0) != n || key.shape(1) != 2) {
+  if (counter.ndim() != 2 || counter.shape(1) != 4 || key.ndim() != 2 || key.shape(0) != n ||
+      key.shape(1) != 2) {
     throw std::invalid_argument("philox: expected counter (n, 4) and key (n, 2)");
   }
   Words out({n, py::ssize_t(4)});
@@ -27,8 +28,8 @@ static Words philox(const Words& counter, const Words& key) {
   return out;
 }
 
-static py::array normals(uint64_t seed, uint64_t offset, uint64_t row, py::ssize_t d, const std::string& dtype,
-                         const std::string& capability) {
+static py::array normals(uint64_t seed, uint64_t offset, uint64_t row, py::ssize_t d,
+                         const std::string& dtype, const std::string& capability) {
   const rhovae::cpu::Kernels* kernels = rhovae::cpu::find_kernels(capability.c_str());
   if (!kernels) throw std::invalid_argument("normals: this processor has no " + capability);
   const rhovae::Noise noise{seed, offset, 0};
@@ -37,7 +38,8 @@ static py::array normals(uint64_t seed, uint64_t offset, uint64_t row, py::ssize
     kernels->normals_float(noise, row, d, out.mutable_data());
     return out;
   }
-  if (dtype != "float64") throw std::invalid_argument("normals: expected dtype float32 or float64, got " + dtype);
+  if (dtype != "float64")
+    throw std::invalid_argument("normals: expected dtype float32 or float64, got " + dtype);
   py::array_t<double> out(d);
   kernels->normals_double(noise, row, d, out.mutable_data());
   return out;
@@ -53,7 +55,7 @@ static py::list capabilities() {
 
 PYBIND11_MODULE(rhovae_core, m) {
   m.def("philox", &philox, py::arg("counter"), py::arg("key"));
-  m.def("normals", &normals, py::arg("seed"), py::arg("offset"), py::arg("row"), py::arg("d"), py::arg("dtype"),
-        py::arg("capability"));
+  m.def("normals", &normals, py::arg("seed"), py::arg("offset"), py::arg("row"), py::arg("d"),
+        py::arg("dtype"), py::arg("capability"));
   m.def("capabilities", &capabilities, "The instruction sets that this processor has, best first.");
 }
