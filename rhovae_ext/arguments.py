@@ -265,7 +265,7 @@ def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
             )
         if not key.is_cpu:
             same_device(operation, "key", key, mu)
-        return key
+        return key.contiguous()
     if not isinstance(key, (tuple, list)) or len(key) != 2:
         _refuse(
             ValueError,

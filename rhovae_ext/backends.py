@@ -45,11 +45,11 @@ def _missing(name: str, device_type: str) -> str | None:
         return None
     if device_type != "cuda":
         return f"the compiled kernels serve CPU and CUDA tensors, not {device_type}. Use backend='reference'"
-    decision = str(native.build_info().get("cuda", ""))
-    if decision.startswith("cuda"):
+    info = native.build_info()
+    if info["cuda"]:
         return None
     return (
-        f"the compiled module was built without CUDA ({decision}). Install the CUDA toolkit of torch's "
+        f"the compiled module was built without CUDA ({info['cuda_decision']}). Install the CUDA toolkit of torch's "
         f"version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
     )
 

@@ -20,9 +20,7 @@ if native.unavailable is not None:
         "draw_key(Tensor like, Generator? generator=None) -> Tensor",
         tags=(torch.Tag.nondeterministic_seeded,),
     )
-    _library.impl(
-        "draw_key", _draw_key, "CompositeExplicitAutograd"
-    )
+    _library.impl("draw_key", _draw_key, "CompositeExplicitAutograd")
     torch.library.register_fake("rhovae_ext::draw_key", native.fake_draw_key, lib=_library)
     draw_key = torch.ops.rhovae_ext.draw_key.default
 else:

@@ -27,7 +27,7 @@ def _series(version: str) -> str:
 def torch_built_for(library: Path) -> str | None:
     """The torch version in a compiled module's build record, read from the file: it need not be loadable."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = re.search(rb'"torch(?:_version)?\\?"\s*:\s*\\?"(\d[^"\\]*)', content)
+        found = re.search(rb'\{"torch": "([^"]+)"', content)
     return found[1].decode() if found else None
 
 
@@ -44,8 +44,8 @@ def _load() -> str | None:
         importlib.import_module(f"{__package__}._C")
     except ImportError as error:
         return _why_not_loaded(error)
-    built_for = build_info().get("torch")
-    if built_for is not None and _series(built_for) != _series(torch.__version__):
+    built_for = str(build_info()["torch"])
+    if _series(built_for) != _series(torch.__version__):
         return _other_torch(built_for)
     return None
 

@@ -141,7 +141,8 @@ def test_nan_stays_in_its_row(backend: str, per_step: bool, logits: bool, name: 
                 "scale": torch.full((rows, d if per_step else 1), 0.5, dtype=dtype),
                 "rho": torch.full((rows, d - 1 if per_step else 1), 0.5, dtype=dtype),
             }
-            case = Case(**inputs, logits=logits, options={"key": (1, 1), "num_samples": 2})
+            mu, scale, rho = inputs.values()
+            case = Case(mu, scale, rho, logits, options={"key": (1, 1), "num_samples": 2})
             dz, dkl = torch.ones(2, rows, d, dtype=dtype), torch.ones(rows)
             clean = results(case, backend, dz, dkl)
             inputs[name][bad, 0] = math.nan
