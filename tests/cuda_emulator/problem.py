@@ -30,6 +30,7 @@ def arithmetic(name: str) -> torch.dtype:
 
 def to_numpy(tensor: Tensor) -> Array:
     """bfloat16 travels as its bits."""
+    tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
     return tensor.numpy()
@@ -137,7 +138,7 @@ def draw(
     scale = 0.4 * normal(rows, d if scale_per_step else 1)
     rho = normal(rows, d - 1 if rho_per_step else 1)
     if not logits:
-        scale, rho = scale.exp(), torch.tanh(rho)
+        scale, rho = scale.exp(), torch.tanh(rho).clamp(-0.97, 0.97)  # a half type rounds more to 1
     eps = normal(samples, rows, d).to(dtype) if given_eps else None
     return Problem(
         normal(rows, d).to(dtype), scale.to(given), rho.to(given), name, logits, samples, eps=eps, **more
