@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from rhovae.data import DATASETS
 from rhovae.models import MODELS
 from rhovae.posteriors import POSTERIORS
@@ -102,6 +100,8 @@ def _convert(name: str, value: Any, kind: Any, origin: str) -> Any:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file of names and values."""
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -117,6 +117,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(config: TrainConfig, path: Path) -> None:
     """Every setting, in order, in the form that ``--config`` reads."""
+    import yaml
+
     path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 

@@ -50,7 +50,10 @@ class Run:
         else:
             folder = new_folder(root, f"{config.dataset}-{config.model}-{config.posterior}")
         run = cls(folder)
-        run.checkpoint.parent.mkdir()
+        try:
+            run.checkpoint.parent.mkdir()
+        except FileExistsError:
+            raise RunError(f"{folder} was taken by another run just now; give another --out") from None
         write_yaml(config, run.config_file)
         return run
 

@@ -107,7 +107,8 @@ def test_three_lines_in_a_vae_of_ones_own(name: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             z, kl = self.head(self.encoder(x).relu()).rsample_kl()
             reconstruction = (self.decoder(z) - x).square().sum(-1)
-            return (reconstruction + kl).mean()
+            loss: Tensor = (reconstruction + kl).mean()
+            return loss
 
     model = Own()
     x = torch.randn(64, 7)

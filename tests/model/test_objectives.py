@@ -34,7 +34,8 @@ class LinearGaussian(NamedTuple):
     def evidence(self, x: Tensor) -> Tensor:
         d = x.shape[-1]
         covariance = self.weight @ self.weight.T + self.noise**2 * torch.eye(d).double()
-        return MultivariateNormal(torch.zeros(d).double(), covariance).log_prob(x)
+        log_prob: Tensor = MultivariateNormal(torch.zeros(d).double(), covariance).log_prob(x)
+        return log_prob
 
     def exact_posterior(self, x: Tensor) -> Posterior:
         d = x.shape[-1]
