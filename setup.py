@@ -222,7 +222,15 @@ def extension() -> dict[str, Any]:
         define_macros=macros,
         extra_compile_args=flags,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
+
+    class Build(cpp_extension.BuildExtension):
+        """Keeps the objects: an editable install would compile in a folder that it throws away."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.build_temp = f"build/temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 
 
 if __name__ == "__main__":
