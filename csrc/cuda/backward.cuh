@@ -1,7 +1,8 @@
 #pragma once
 
-// Gradients by mu, s, rho and eps: one pass that reads dz (and mu where the KL has a gradient) and draws the noise
-// again. A row's samples follow one another in its team, so that their gradients add up in a fixed order.
+// Gradients by mu, s, rho and eps: one pass that reads dz (and mu where the KL has a gradient) and draws the
+// noise again. A row's samples follow one another in its team, so that their gradients add up in a fixed
+// order.
 
 #include "forward.cuh"
 
@@ -31,7 +32,8 @@ class KlGradient {
   bool given_;
 };
 
-// From sum g_k x_k and sum lambda_k (x_{k-1} - rho_k x_k), with h of the KL, to gradients by what the caller gave.
+// From sum g_k x_k and sum lambda_k (x_{k-1} - rho_k x_k), with h of the KL, to gradients by what the caller
+// gave.
 template <class V>
 __device__ __forceinline__ V scale_gradient(const Backward& p, V gx, V h, V s) {
   if (!p.dkl.data) return p.logits ? s * gx : gx;  // s = 0 is allowed where no KL divides by it
@@ -52,19 +54,28 @@ class BackwardSpan {
 
   __device__ __forceinline__ BackwardSpan(const Arguments<Backward, Key>& args, const KeyByValue& key,
                                           const Span& span, Team& team)
-      : args_(args), p_(args.problem), key_(key), span_(span), team_(team), mu_(p_.lead, p_.mu, span),
-        scale_(p_, span), chain_(p_, span, team), kl_(p_, span) {
+      : args_(args),
+        p_(args.problem),
+        key_(key),
+        span_(span),
+        team_(team),
+        mu_(p_.lead, p_.mu, span),
+        scale_(p_, span),
+        chain_(p_, span, team),
+        kl_(p_, span) {
     const int64_t start = span.row * p_.steps + span.begin;
-    dmu_ = Sink<T>(p_.dmu, start, span.steps);
-    if (scale_.per_step()) dscale_ = Sink<T>(p_.dscale, start, span.steps);
-    if (p_.rho.step) drho_ = Sink<T>(p_.drho, span.row * (p_.steps - 1) + span.begin - 1, span.steps);
+    dmu_ = Sink<T>(p_.dmu, start);
+    if (scale_.per_step()) dscale_ = Sink<T>(p_.dscale, start);
+    if (p_.rho.step) drho_ = Sink<T>(p_.drho, span.row * (p_.steps - 1) + span.begin - 1);
   }
 
   __device__ __forceinline__ void work() {
     const Workspace<V> work = workspace_at<V>(args_.workspace, p_, args_.plan);
     do {
-      if constexpr (kPerStep) adjoint(work);
-      else tangent();
+      if constexpr (kPerStep)
+        adjoint(work);
+      else
+        tangent();
     } while (++span_.sample < (p_.dz.data ? p_.samples : 1));
     if (!scale_.per_step()) {
       const V gx = team_.sum(gx_row_), h = team_.sum(h_row_);
@@ -118,7 +129,7 @@ class BackwardSpan {
     const Source<T> dz = gradient_of_z();
     const int64_t start = (span_.sample * p_.rows + span_.row) * p_.steps + span_.begin;
     Sink<T> deps;
-    if (p_.deps.data) deps = Sink<T>(p_.deps, start, span_.steps);
+    if (p_.deps.data) deps = Sink<T>(p_.deps, start);
     const int tile_steps = team_.size() * N;
     const int tiles = span_.steps > tile_steps ? (span_.steps + tile_steps - 1) / tile_steps : 1;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -223,7 +234,8 @@ class BackwardSpan {
     if constexpr (kPerStep) {
       if (chain_.per_step()) {
 #pragma unroll
-        for (int j = 0; j < N; ++j) by_logit[j] = rho_gradient(p_, by_logit[j], h[j], chain_.rho(j), chain_.c(j));
+        for (int j = 0; j < N; ++j)
+          by_logit[j] = rho_gradient(p_, by_logit[j], h[j], chain_.rho(j), chain_.c(j));
         drho_.store(k, span_.begin == 0 ? 1 : 0, span_.steps, by_logit, span_.sample > 0);
         return;
       }

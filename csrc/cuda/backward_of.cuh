@@ -12,7 +12,8 @@ int backward_with_key(const Arguments<Backward, Key>& args, Stream stream) {
   const Plan& plan = args.plan;
   if (plan.segments > 1 && p.dz.data) {
     const int64_t units = p.samples * p.rows * plan.segments;
-    const int error = launch(reduce_kernel<T, Backward, Key>, grid_for(units, 1), BlockTeam::kThreads, stream, args);
+    const int error =
+        launch(reduce_kernel<T, Backward, Key>, grid_for(units, 1), BlockTeam::kThreads, stream, args);
     if (error) return error;
   }
   // One rho a row needs the tangent alone; its gradient by eps, or what crosses segments, the adjoint.
@@ -26,9 +27,9 @@ int backward_with_key(const Arguments<Backward, Key>& args, Stream stream) {
 
 template <class T>
 int backward_of(const Backward& p, const Plan& plan, DeviceKey key, void* workspace, Stream stream) {
-  int error =
-      key ? backward_with_key<T, KeyInMemory>({p, plan, {key}, workspace}, stream)
-          : backward_with_key<T, KeyByValue>({p, plan, {round_keys(p.noise.seed), p.noise.offset}, workspace}, stream);
+  int error = key ? backward_with_key<T, KeyInMemory>({p, plan, {key}, workspace}, stream)
+                  : backward_with_key<T, KeyByValue>(
+                        {p, plan, {round_keys(p.noise.seed), p.noise.offset}, workspace}, stream);
   if (plan.segments == 1) return error;
   if (!error && !p.scale.step) error = sum_segments<T>(p, plan, workspace, 0, p.dscale, stream);
   if (!error && !p.rho.step) error = sum_segments<T>(p, plan, workspace, 1, p.drho, stream);

@@ -75,8 +75,10 @@ class UniformChain {
 #pragma unroll
     for (int j = 1; j < N; ++j) last = advance(row_.rho, last, source[j]);
     V before;
-    if constexpr (Team::kWithinWarp) before = team.scan(last, hops_, carry);
-    else before = team.template scan<false>(Affine<V>{run_power_, last}, carry);
+    if constexpr (Team::kWithinWarp)
+      before = team.scan(last, hops_, carry);
+    else
+      before = team.template scan<false>(Affine<V>{run_power_, last}, carry);
     V value = before;
 #pragma unroll
     for (int j = 0; j < N; ++j) source[j] = value = advance(rho(j), value, source[j]);
@@ -143,8 +145,8 @@ class PerStepChain {
     return before;
   }
 
-  // lambda_j = source_j + rho_{j+1} lambda_{j+1} from the row's end, in place. What passes from step to step, the
-  // carry too, is rho_j lambda_j.
+  // lambda_j = source_j + rho_{j+1} lambda_{j+1} from the row's end, in place. What passes from step to step,
+  // the carry too, is rho_j lambda_j.
   __device__ __forceinline__ void run_back(Team& team, V (&source)[N], V& carry) const {
     V last = V(0);
 #pragma unroll

@@ -37,10 +37,18 @@ constexpr Type kType<BFloat16> = Type::BFloat16;
 template <>
 constexpr Type kType<Float16> = Type::Float16;
 
-__device__ __forceinline__ float widen(float v) { return v; }
-__device__ __forceinline__ double widen(double v) { return v; }
-__device__ __forceinline__ float widen(BFloat16 v) { return float_of(static_cast<uint32_t>(v.bits) << 16); }
-__device__ __forceinline__ float widen(Float16 v) { return float16_to_float(v.bits); }
+__device__ __forceinline__ float widen(float v) {
+  return v;
+}
+__device__ __forceinline__ double widen(double v) {
+  return v;
+}
+__device__ __forceinline__ float widen(BFloat16 v) {
+  return float_of(static_cast<uint32_t>(v.bits) << 16);
+}
+__device__ __forceinline__ float widen(Float16 v) {
+  return float16_to_float(v.bits);
+}
 
 template <class T>
 __device__ __forceinline__ T narrow(Arithmetic<T> v) {
@@ -60,8 +68,10 @@ template <class T, class V, int N>
 __device__ __forceinline__ void unpack(const uint32_t* words, V (&to)[N]) {
 #pragma unroll
   for (int j = 0; j < N; ++j) {
-    if constexpr (sizeof(T) == 8) to[j] = static_cast<V>(double_of(words[2 * j], words[2 * j + 1]));
-    else if constexpr (sizeof(T) == 4) to[j] = static_cast<V>(float_of(words[j]));
+    if constexpr (sizeof(T) == 8)
+      to[j] = static_cast<V>(double_of(words[2 * j], words[2 * j + 1]));
+    else if constexpr (sizeof(T) == 4)
+      to[j] = static_cast<V>(float_of(words[j]));
     else if constexpr (kType<T> == Type::BFloat16) {
       to[j] = float_of(j % 2 ? words[j / 2] & 0xFFFF0000u : words[j / 2] << 16);
     } else {

@@ -23,15 +23,21 @@ class ForwardSpan {
   using V = Arithmetic<T>;
   static constexpr int N = kItems<T>;
 
-  __device__ __forceinline__ ForwardSpan(const Arguments<Forward, Key>& args, const KeyByValue& key, const Span& span,
-                                         Team& team)
-      : args_(args), p_(args.problem), span_(span), team_(team), mu_(p_.lead, p_.mu, span), scale_(p_, span),
-        chain_(p_, span, team), normals_(p_, key, span) {
+  __device__ __forceinline__ ForwardSpan(const Arguments<Forward, Key>& args, const KeyByValue& key,
+                                         const Span& span, Team& team)
+      : args_(args),
+        p_(args.problem),
+        span_(span),
+        team_(team),
+        mu_(p_.lead, p_.mu, span),
+        scale_(p_, span),
+        chain_(p_, span, team),
+        normals_(p_, key, span) {
     const int64_t start = (span.sample * p_.rows + span.row) * p_.steps + span.begin;
-    if (p_.z.data) z_ = Sink<T>(p_.z, start, span.steps);
+    if (p_.z.data) z_ = Sink<T>(p_.z, start);
     // The KL has no sample axis.
     kl_kind_ = span.sample == 0 ? p_.kl_kind : Kl::None;
-    if (kl_kind_ == Kl::PerStep) kl_steps_ = Sink<T>(p_.kl, start, span.steps);
+    if (kl_kind_ == Kl::PerStep) kl_steps_ = Sink<T>(p_.kl, start);
   }
 
   __device__ __forceinline__ void work() {
@@ -69,7 +75,8 @@ class ForwardSpan {
 
  private:
   template <class S>
-  __device__ __forceinline__ void finish_tile(int k, const V (&mu)[N], const V (&x)[N], V& kl, const S& s) const {
+  __device__ __forceinline__ void finish_tile(int k, const V (&mu)[N], const V (&x)[N], V& kl,
+                                              const S& s) const {
     if (p_.z.data) {
       V z[N];
 #pragma unroll
@@ -91,8 +98,10 @@ class ForwardSpan {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         V tie;
-        if constexpr (kPerStep) tie = chain_.minus_log_c(j);
-        else tie = span_.begin + k + j > 0 ? chain_.row().minus_log_c : V(0);
+        if constexpr (kPerStep)
+          tie = chain_.minus_log_c(j);
+        else
+          tie = span_.begin + k + j > 0 ? chain_.row().minus_log_c : V(0);
         out[j] = kl_of_mean(mu[j]) + kl_of_scale(s(j).s, s(j).log_s) + tie;
       }
       kl_steps_.store(k, 0, span_.steps, out);
@@ -103,7 +112,8 @@ class ForwardSpan {
   __device__ __forceinline__ V kl_of_row() const {
     V kl = V(0);
     const V ties = static_cast<V>(span_.steps - (span_.begin == 0 ? 1 : 0));
-    if (!scale_.per_step()) kl += static_cast<V>(span_.steps) * kl_of_scale(scale_.row().s, scale_.row().log_s);
+    if (!scale_.per_step())
+      kl += static_cast<V>(span_.steps) * kl_of_scale(scale_.row().s, scale_.row().log_s);
     if constexpr (kPerStep) {
       if (!chain_.per_step()) kl += ties * chain_.row().minus_log_c;
     } else {

@@ -11,21 +11,23 @@ int forward_with_key(const Arguments<Forward, Key>& args, Stream stream) {
   const Plan& plan = args.plan;
   if (plan.segments > 1 && args.problem.z.data) {
     const int64_t units = args.problem.samples * args.problem.rows * plan.segments;
-    const int error = launch(reduce_kernel<T, Forward, Key>, grid_for(units, 1), BlockTeam::kThreads, stream, args);
+    const int error =
+        launch(reduce_kernel<T, Forward, Key>, grid_for(units, 1), BlockTeam::kThreads, stream, args);
     if (error) return error;
   }
   return with_team(plan, [&](auto team) {
     using Team = typename decltype(team)::type;
-    auto* kernel = args.problem.rho.step ? forward_kernel<T, Team, true, Key> : forward_kernel<T, Team, false, Key>;
+    auto* kernel =
+        args.problem.rho.step ? forward_kernel<T, Team, true, Key> : forward_kernel<T, Team, false, Key>;
     return launch(kernel, plan.grid, Team::kThreads, stream, args);
   });
 }
 
 template <class T>
 int forward_of(const Forward& p, const Plan& plan, DeviceKey key, void* workspace, Stream stream) {
-  const int error =
-      key ? forward_with_key<T, KeyInMemory>({p, plan, {key}, workspace}, stream)
-          : forward_with_key<T, KeyByValue>({p, plan, {round_keys(p.noise.seed), p.noise.offset}, workspace}, stream);
+  const int error = key ? forward_with_key<T, KeyInMemory>({p, plan, {key}, workspace}, stream)
+                        : forward_with_key<T, KeyByValue>(
+                              {p, plan, {round_keys(p.noise.seed), p.noise.offset}, workspace}, stream);
   if (error || plan.segments == 1 || p.kl_kind != Kl::PerRow) return error;
   return sum_segments<T>(p, plan, workspace, 0, p.kl, stream);
 }

@@ -14,7 +14,9 @@ int64_t grid_for(int64_t teams, int teams_per_block) {
   return blocks < RHOVAE_CUDA_MAX_GRID ? blocks : RHOVAE_CUDA_MAX_GRID;
 }
 
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 Plan plan_for(const Problem& p, bool samples_apart) {
   const int items = static_cast<int>(16 / size_of(p.mu.type));
@@ -58,10 +60,14 @@ template int sum_segments<Float16>(const Problem&, const Plan&, void*, int, cons
 template <class F>
 static int with_type(const Problem& p, const F& f) {
   switch (p.mu.type) {
-    case Type::Float32: return f(As<float>{});
-    case Type::Float64: return f(As<double>{});
-    case Type::BFloat16: return f(As<BFloat16>{});
-    case Type::Float16: return f(As<Float16>{});
+    case Type::Float32:
+      return f(As<float>{});
+    case Type::Float64:
+      return f(As<double>{});
+    case Type::BFloat16:
+      return f(As<BFloat16>{});
+    case Type::Float16:
+      return f(As<Float16>{});
   }
   return static_cast<int>(cudaErrorInvalidValue);
 }
@@ -69,9 +75,15 @@ static int with_type(const Problem& p, const F& f) {
 static int64_t workspace_for(const Problem& p, const Plan& plan) {
   return p.mu.type == Type::Float64 ? workspace_size<double>(p, plan) : workspace_size<float>(p, plan);
 }
-int64_t forward_workspace(const Forward& p) { return workspace_for(p, plan_for(p, true)); }
-int64_t backward_workspace(const Backward& p) { return workspace_for(p, plan_for(p, false)); }
-int64_t log_prob_workspace(const LogProb& p) { return workspace_for(p, plan_for(p, false)); }
+int64_t forward_workspace(const Forward& p) {
+  return workspace_for(p, plan_for(p, true));
+}
+int64_t backward_workspace(const Backward& p) {
+  return workspace_for(p, plan_for(p, false));
+}
+int64_t log_prob_workspace(const LogProb& p) {
+  return workspace_for(p, plan_for(p, false));
+}
 
 int forward(const Forward& p, DeviceKey key, void* workspace, Stream stream) {
   return with_type(p, [&](auto element) {

@@ -3,8 +3,8 @@
 // The one way every kernel is launched, and which kernel a problem takes.
 
 #include "launch.h"
-#include "platform.cuh"
 #include "plan.h"
+#include "platform.cuh"
 #include "team.cuh"
 
 namespace rhovae::cuda {
@@ -23,9 +23,12 @@ struct As {
 template <class F>
 int with_team(const Plan& plan, const F& f) {
   switch (plan.regime) {
-    case Regime::Lanes: return f(As<WarpTeam<0>>{});
-    case Regime::Warp: return f(As<WarpTeam<kWarp>>{});
-    case Regime::Block: return f(As<BlockTeam>{});
+    case Regime::Lanes:
+      return f(As<WarpTeam<0>>{});
+    case Regime::Warp:
+      return f(As<WarpTeam<kWarp>>{});
+    case Regime::Block:
+      return f(As<BlockTeam>{});
   }
   return static_cast<int>(cudaErrorInvalidValue);
 }
@@ -44,7 +47,7 @@ int log_prob_backward_of(const LogProbBackward& problem, const Plan& plan, void*
 
 // Adds up the segments' sums number `quantity` into one value a row.
 template <class T>
-int sum_segments(const Problem& problem, const Plan& plan, void* workspace, int quantity, const Output& output,
-                 Stream stream);
+int sum_segments(const Problem& problem, const Plan& plan, void* workspace, int quantity,
+                 const Output& output, Stream stream);
 
 }  // namespace rhovae::cuda

@@ -1,7 +1,7 @@
 #pragma once
 
-// The CUDA kernels, one call an operation. No torch. Everything is asynchronous on the stream; what a call returns is
-// the launch's own error (cudaGetLastError).
+// The CUDA kernels, one call an operation. No torch. Everything is asynchronous on the stream; what a call
+// returns is the launch's own error (cudaGetLastError).
 
 #include <cstdint>
 
@@ -25,9 +25,9 @@ int backward(const Backward& problem, DeviceKey key, void* workspace, Stream str
 int log_prob(const LogProb& problem, void* workspace, Stream stream);
 int log_prob_backward(const LogProbBackward& problem, void* workspace, Stream stream);
 
-// Writes (seed, offset) to device memory from the state of torch's generator: values, or what the pointers hold once the
-// stream gets there (a captured graph keeps its generator's state there), with `extra` added to the offset. The
-// generator counts 32-bit words, a key blocks of four.
+// Writes (seed, offset) to device memory from the state of torch's generator: values, or what the pointers
+// hold once the stream gets there (a captured graph keeps its generator's state there), with `extra` added to
+// the offset. The generator counts 32-bit words, a key blocks of four.
 constexpr uint64_t kWordsPerBlock = 4;
 struct KeyState {
   bool in_memory;

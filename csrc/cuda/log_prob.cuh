@@ -1,7 +1,7 @@
 #pragma once
 
-// The log-density of z and its gradients. No recurrence: every step needs its neighbours alone, so a thread's run reads
-// one step more on each side.
+// The log-density of z and its gradients. No recurrence: every step needs its neighbours alone, so a thread's
+// run reads one step more on each side.
 
 #include "../core/log_density.h"
 #include "chain.cuh"
@@ -16,7 +16,8 @@ struct DensityArguments {
   void* workspace;
 };
 
-// Along a span: x from the step before a run to the step after it, and the residuals eps from its first step on.
+// Along a span: x from the step before a run to the step after it, and the residuals eps from its first step
+// on.
 template <class T>
 class Residuals {
  public:
@@ -24,7 +25,11 @@ class Residuals {
   static constexpr int N = kItems<T>;
 
   __device__ __forceinline__ Residuals(const LogProb& p, const Span& span)
-      : p_(p), span_(span), z_(p.lead, p.z, span), mu_(p.lead, p.mu, span), rho_(p.lead, p.rho, span, p.rho.step),
+      : p_(p),
+        span_(span),
+        z_(p.lead, p.z, span),
+        mu_(p.lead, p.mu, span),
+        rho_(p.lead, p.rho, span, p.rho.step),
         scale_(p, span) {
     if (!rho_.per_step()) row_ = correlation_of(p.logits, p.steps > 1 ? rho_.at(0) : V(0));
   }
@@ -57,7 +62,9 @@ class Residuals {
 
  private:
   // A step of the row, counted from the span's first.
-  __device__ __forceinline__ bool within(int k) const { return span_.begin + k >= 0 && span_.begin + k < p_.steps; }
+  __device__ __forceinline__ bool within(int k) const {
+    return span_.begin + k >= 0 && span_.begin + k < p_.steps;
+  }
   __device__ __forceinline__ V neighbour(int k) const {
     return within(k) && span_.steps > 0 ? standardise(z_.at(k), mu_.at(k), scale_.at(k).s) : V(0);
   }
@@ -94,7 +101,8 @@ __global__ void __launch_bounds__(Team::kThreads)
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         if (k + j < span.steps) {
-          sum += r.correlation(j).minus_log_c - r.scale(j).log_s - V(0.5) * r.eps(j) * r.eps(j) - V(kHalfLogTwoPi);
+          sum += r.correlation(j).minus_log_c - r.scale(j).log_s - V(0.5) * r.eps(j) * r.eps(j) -
+                 V(kHalfLogTwoPi);
         }
       }
     }
@@ -116,9 +124,9 @@ __global__ void __launch_bounds__(Team::kThreads)
     const int64_t start = span.row * p.steps + span.begin;
     Residuals<T> r(p, span);
     const V h = Source<T>(p.lead, p.dlog_prob, span).at(0);
-    const Sink<T> dz(p.dz, start, span.steps), dmu(p.dmu, start, span.steps);
-    const Sink<T> dscale(p.dscale, start, span.steps);
-    const Sink<T> drho(p.drho, span.row * (p.steps - 1) + span.begin - 1, span.steps);
+    const Sink<T> dz(p.dz, start), dmu(p.dmu, start);
+    const Sink<T> dscale(p.dscale, start);
+    const Sink<T> drho(p.drho, span.row * (p.steps - 1) + span.begin - 1);
     V s_row = V(0), rho_row = V(0);
     for (int k = team.rank() * N; k < span.steps; k += team.size() * N) {
       r.load(k);

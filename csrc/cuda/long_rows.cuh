@@ -1,15 +1,16 @@
 #pragma once
 
-// A very long row is cut into segments, a block each. A first kernel reduces every segment to what it does to the chain
-// that enters it; the second starts each segment with what the segments before it make of the row's beginning. Sums
-// over the row are kept per segment and added up in order.
+// A very long row is cut into segments, a block each. A first kernel reduces every segment to what it does to
+// the chain that enters it; the second starts each segment with what the segments before it make of the row's
+// beginning. Sums over the row are kept per segment and added up in order.
 
 #include "chain.cuh"
 #include "noise.cuh"
 
 namespace rhovae::cuda {
 
-// x leaves a segment as power x + x_added; rho lambda, coming from the right, as power (rho lambda) + message_added.
+// x leaves a segment as power x + x_added; rho lambda, coming from the right, as power (rho lambda) +
+// message_added.
 template <class V>
 struct SegmentMap {
   V power, x_added, message_added;
@@ -58,8 +59,10 @@ __device__ __forceinline__ V entering_segment(BlockTeam& team, const Workspace<V
 template <class T, class V>
 __device__ __forceinline__ void deliver(const Output& output, const Workspace<V>& work, int quantity,
                                         const Problem& p, const Plan& plan, const Span& span, V value) {
-  if (plan.segments == 1) Sink<T>(output, span.row, 0).put(value);
-  else work.sums[(quantity * p.rows + span.row) * plan.segments + span.segment] = value;
+  if (plan.segments == 1)
+    Sink<T>(output, span.row).put(value);
+  else
+    work.sums[(quantity * p.rows + span.row) * plan.segments + span.segment] = value;
 }
 
 }  // namespace rhovae::cuda

@@ -65,7 +65,9 @@ struct NormalFunctions<double> {
   static __device__ __forceinline__ double uniform(uint64_t word) {
     return __fma_rn(static_cast<double>(word), 0x1p-64, 0x1p-65);
   }
-  static __device__ __forceinline__ double minus_two_log_uniform(uint64_t word) { return -2.0 * ::log(uniform(word)); }
+  static __device__ __forceinline__ double minus_two_log_uniform(uint64_t word) {
+    return -2.0 * ::log(uniform(word));
+  }
   static __device__ __forceinline__ void sincos_uniform(uint64_t word, double& sine, double& cosine) {
     sine_cosine_of_turns(uniform(word), sine, cosine);
   }

@@ -1,7 +1,7 @@
 #pragma once
 
-// The one place that knows what compiles a kernel: nvcc, or g++ through the emulator of the tests. Every intrinsic and
-// every line of PTX has its wrapper here, and its counterpart in the emulator's header.
+// The one place that knows what compiles a kernel: nvcc, or g++ through the emulator of the tests. Every
+// intrinsic and every line of PTX has its wrapper here, and its counterpart in the emulator's header.
 
 #include <cstdint>
 
@@ -34,9 +34,12 @@ template <class V>
 __device__ __forceinline__ V broadcast(V v, int lane, int width) {
   return __shfl_sync(kWholeWarp, v, lane, width);
 }
-__device__ __forceinline__ void block_barrier() { __syncthreads(); }
+__device__ __forceinline__ void block_barrier() {
+  __syncthreads();
+}
 
-// The special-function unit. log2: 2^-22 absolute near 1, relative elsewhere. sine and cosine on [-pi, pi]: 2^-20.5.
+// The special-function unit. log2: 2^-22 absolute near 1, relative elsewhere. sine and cosine on [-pi, pi]:
+// 2^-20.5.
 __device__ __forceinline__ float fast_log2(float v) {
   float out;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
@@ -62,13 +65,25 @@ __device__ __forceinline__ void sine_cosine_of_turns(double turns, double& sine,
 }
 
 // Memory that no thread writes while the kernel runs, 16 or 8 aligned bytes at once.
-__device__ __forceinline__ uint4 load_16_bytes(const void* at) { return __ldg(static_cast<const uint4*>(at)); }
-__device__ __forceinline__ uint2 load_8_bytes(const void* at) { return __ldg(static_cast<const uint2*>(at)); }
-__device__ __forceinline__ void store_16_bytes(void* at, uint4 v) { *static_cast<uint4*>(at) = v; }
-__device__ __forceinline__ void store_8_bytes(void* at, uint2 v) { *static_cast<uint2*>(at) = v; }
+__device__ __forceinline__ uint4 load_16_bytes(const void* at) {
+  return __ldg(static_cast<const uint4*>(at));
+}
+__device__ __forceinline__ uint2 load_8_bytes(const void* at) {
+  return __ldg(static_cast<const uint2*>(at));
+}
+__device__ __forceinline__ void store_16_bytes(void* at, uint4 v) {
+  *static_cast<uint4*>(at) = v;
+}
+__device__ __forceinline__ void store_8_bytes(void* at, uint2 v) {
+  *static_cast<uint2*>(at) = v;
+}
 
-__device__ __forceinline__ uint32_t bits_of(float v) { return __float_as_uint(v); }
-__device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t bits_of(float v) {
+  return __float_as_uint(v);
+}
+__device__ __forceinline__ float float_of(uint32_t bits) {
+  return __uint_as_float(bits);
+}
 __device__ __forceinline__ double double_of(uint32_t low, uint32_t high) {
   return __hiloint2double(static_cast<int>(high), static_cast<int>(low));
 }

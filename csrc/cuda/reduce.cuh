@@ -6,7 +6,6 @@
 
 namespace rhovae::cuda {
 
-
 template <class T, class P, class Key>
 __global__ void __launch_bounds__(BlockTeam::kThreads)
     reduce_kernel(const __grid_constant__ Arguments<P, Key> args) {
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(WarpTeam<kWarp>::kThreads) sum_kernel(const __
     V sum = V(0);
     for (int64_t i = team.rank(); i < args.segments; i += kWarp) sum += parts[i];
     sum = team.sum(sum);
-    if (team.rank() == 0) Sink<T>(args.output, row, 0).put(sum);
+    if (team.rank() == 0) Sink<T>(args.output, row).put(sum);
   }
 }
 

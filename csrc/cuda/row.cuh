@@ -17,7 +17,8 @@ struct Span {
 };
 
 template <class Team>
-__device__ __forceinline__ Span span_of(const Problem& p, const Plan& plan, int64_t unit, bool samples_apart) {
+__device__ __forceinline__ Span span_of(const Problem& p, const Plan& plan, int64_t unit,
+                                        bool samples_apart) {
   Span span{unit, 0, 0, 0, static_cast<int32_t>(p.steps)};
   if constexpr (Team::kWithinWarp) {
     if (unit >= plan.units) span.row = 0, span.steps = 0;
@@ -35,6 +36,19 @@ __device__ __forceinline__ Span span_of(const Problem& p, const Plan& plan, int6
   return span;
 }
 
+// Leading axes that do not collapse into one are rare: their divisions are kept short in code, not in time.
+__device__ __forceinline__ int64_t start_of_row(const Leading& lead, const Operand& operand, int64_t row) {
+  if (lead.axes == 1) return row * operand.stride[0];
+  int64_t start = 0;
+#pragma unroll 1
+  for (int axis = lead.axes - 1; axis > 0; --axis) {
+    const int64_t outer = row / lead.size[axis];
+    start += (row - outer * lead.size[axis]) * operand.stride[axis];
+    row = outer;
+  }
+  return start + row * operand.stride[0];
+}
+
 // An input along a span: of type T, or of float.
 template <class T>
 class Source {
@@ -44,27 +58,27 @@ class Source {
 
   __device__ __forceinline__ Source() {}
   // `ahead`: how many steps the operand's values lie before the row's own (rho's first ties steps 1 and 2).
-  __device__ __forceinline__ Source(const Leading& lead, const Operand& operand, const Span& span, int ahead = 0)
-      : step_(operand.step), own_type_(operand.type == kType<T>) {
-    const int64_t start = row_start(lead, operand, span.row) + span.sample * operand.sample_stride +
-                          (span.begin - ahead) * operand.step;
+  __device__ __forceinline__ Source(const Leading& lead, const Operand& operand, const Span& span,
+                                    int ahead = 0)
+      : operand_(&operand) {
+    int64_t start = start_of_row(lead, operand, span.row);
+    if (span.sample > 0) start += span.sample * operand.sample_stride;
+    if (operand.step) start += span.begin - ahead;
     at_ = static_cast<const char*>(operand.data) + start * size_of(operand.type);
-    const uintptr_t alignment = own_type_ ? kRunAlignment<T, N> : kRunAlignment<float, N>;
-    wide_until_ = step_ && reinterpret_cast<uintptr_t>(at_) % alignment == 0 ? span.steps : 0;
   }
 
-  __device__ __forceinline__ bool per_step() const { return step_; }
+  __device__ __forceinline__ bool per_step() const { return operand_->step; }
 
   __device__ __forceinline__ V at(int k) const {
     if constexpr (!std::is_same_v<T, float>) {
-      if (own_type_) return widen(reinterpret_cast<const T*>(at_)[static_cast<int64_t>(k) * step_]);
+      if (own_type()) return widen(reinterpret_cast<const T*>(at_)[static_cast<int64_t>(k) * operand_->step]);
     }
-    return static_cast<V>(reinterpret_cast<const float*>(at_)[static_cast<int64_t>(k) * step_]);
+    return static_cast<V>(reinterpret_cast<const float*>(at_)[static_cast<int64_t>(k) * operand_->step]);
   }
   // Steps [k, k + N); zero where they do not lie in [from, steps).
   __device__ __forceinline__ void load(int k, int from, int steps, V (&to)[N]) const {
     if constexpr (!std::is_same_v<T, float>) {
-      if (own_type_) return load_as<T>(k, from, steps, to);
+      if (own_type()) return load_as<T>(k, from, steps, to);
     }
     load_as<float>(k, from, steps, to);
   }
@@ -73,21 +87,22 @@ class Source {
   template <class S>
   __device__ __forceinline__ void load_as(int k, int from, int steps, V (&to)[N]) const {
     const S* values = reinterpret_cast<const S*>(at_);
-    if (k >= from && k + N <= wide_until_) {
+    const bool aligned = operand_->step && reinterpret_cast<uintptr_t>(at_) % kRunAlignment<S, N> == 0;
+    if (aligned && k >= from && k + N <= steps) {
       load_run(values + k, to);
     } else {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const bool inside = k + j >= from && k + j < steps;
-        to[j] = inside ? static_cast<V>(widen(values[(k + j) * step_])) : V(0);
+        to[j] = inside ? static_cast<V>(widen(values[(k + j) * operand_->step])) : V(0);
       }
     }
   }
 
+  __device__ __forceinline__ bool own_type() const { return operand_->type == kType<T>; }
+
   const char* at_ = nullptr;
-  int32_t step_ = 0;
-  int32_t wide_until_ = 0;  // runs that end by here are read at once
-  bool own_type_ = false;
+  const Operand* operand_ = nullptr;  // among the launch's constants: no register
 };
 
 // An output of type T, or of float, contiguous: `start` is the element that the span begins with.
@@ -98,23 +113,19 @@ class Sink {
   static constexpr int N = kItems<T>;
 
   __device__ __forceinline__ Sink() {}
-  __device__ __forceinline__ Sink(const Output& output, int64_t start, int steps)
-      : own_type_(output.type == kType<T>) {
-    at_ = static_cast<char*>(output.data) + start * size_of(output.type);
-    const uintptr_t alignment = own_type_ ? kRunAlignment<T, N> : kRunAlignment<float, N>;
-    wide_until_ = reinterpret_cast<uintptr_t>(at_) % alignment == 0 ? steps : 0;
-  }
+  __device__ __forceinline__ Sink(const Output& output, int64_t start)
+      : at_(static_cast<char*>(output.data) + start * size_of(output.type)), output_(&output) {}
 
   // Steps [k, k + N) that lie in [from, steps); `add`: to what is there.
   __device__ __forceinline__ void store(int k, int from, int steps, V (&v)[N], bool add = false) const {
     if constexpr (!std::is_same_v<T, float>) {
-      if (own_type_) return store_as<T>(k, from, steps, v, add);
+      if (own_type()) return store_as<T>(k, from, steps, v, add);
     }
     store_as<float>(k, from, steps, v, add);
   }
   __device__ __forceinline__ void put(V v) const {
     if constexpr (!std::is_same_v<T, float>) {
-      if (own_type_) {
+      if (own_type()) {
         *reinterpret_cast<T*>(at_) = narrow<T>(v);
         return;
       }
@@ -132,7 +143,8 @@ class Sink {
         if (k + j >= from && k + j < steps) v[j] += static_cast<V>(widen(to[k + j]));
       }
     }
-    if (k >= from && k + N <= wide_until_) {
+    const bool aligned = reinterpret_cast<uintptr_t>(at_) % kRunAlignment<S, N> == 0;
+    if (aligned && k >= from && k + N <= steps) {
       store_run(to + k, v);
     } else {
 #pragma unroll
@@ -142,9 +154,10 @@ class Sink {
     }
   }
 
+  __device__ __forceinline__ bool own_type() const { return output_->type == kType<T>; }
+
   char* at_ = nullptr;
-  int32_t wide_until_ = 0;
-  bool own_type_ = false;
+  const Output* output_ = nullptr;
 };
 
 }  // namespace rhovae::cuda

@@ -1,8 +1,8 @@
 #pragma once
 
-// The threads that share a row, and what they do together: a scan along the row, and a sum over it. Every thread holds
-// a run of consecutive steps; its rank orders the runs. The order of every operation follows from the row's length
-// alone, never from how many rows there are.
+// The threads that share a row, and what they do together: a scan along the row, and a sum over it. Every
+// thread holds a run of consecutive steps; its rank orders the runs. The order of every operation follows
+// from the row's length alone, never from how many rows there are.
 
 #include "../core/ar1.h"
 #include "platform.cuh"
@@ -42,11 +42,11 @@ __device__ __forceinline__ void scan_lanes(Affine<V>& f, int place, int width) {
   }
 }
 
-// The same multiplier for every step: its powers are the same for every scan of the row. A lane that has nobody at a
-// distance multiplies by zero.
+// The same multiplier for every step: its powers are the same for every scan of the row. A lane that has
+// nobody at a distance multiplies by zero.
 template <class V>
 struct Hops {
-  V entry;   // by what the value entering the row's tile is multiplied: the first lane's run
+  V entry;  // by what the value entering the row's tile is multiplied: the first lane's run
   V hop[5];
 };
 
@@ -62,14 +62,17 @@ class WarpTeam {
   __device__ __forceinline__ int size() const { return kLanes ? kLanes : lanes_; }
   __device__ __forceinline__ int rank() const { return rank_; }
 
-  // Teams are numbered through the grid. The first of this warp, which its whole warp goes by, and this one's place.
+  // Teams are numbered through the grid. The first of this warp, which its whole warp goes by, and this one's
+  // place.
   __device__ __forceinline__ int64_t first_of_warp() const {
     return (static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp) * (kWarp / size());
   }
   __device__ __forceinline__ int place_in_warp() const {
     return static_cast<int>(threadIdx.x) % kWarp / size();
   }
-  __device__ __forceinline__ int64_t teams() const { return static_cast<int64_t>(gridDim.x) * (kThreads / size()); }
+  __device__ __forceinline__ int64_t teams() const {
+    return static_cast<int64_t>(gridDim.x) * (kThreads / size());
+  }
 
   template <class V>
   __device__ __forceinline__ Hops<V> hops(V run_power) const {
@@ -83,8 +86,8 @@ class WarpTeam {
     return h;
   }
 
-  // `last`: what this thread's run ends with when zero enters it. Returns what does enter it; the carry enters the
-  // first run, and leaves as what the last one ends with.
+  // `last`: what this thread's run ends with when zero enters it. Returns what does enter it; the carry
+  // enters the first run, and leaves as what the last one ends with.
   template <class V>
   __device__ __forceinline__ V scan(V last, const Hops<V>& h, V& carry) const {
     last = advance(h.entry, carry, last);
@@ -180,8 +183,8 @@ class BlockTeam {
     return v;
   }
 
-  // One value of every warp, for all to read. Two buffers taken in turn need one barrier an exchange: nobody writes a
-  // buffer again before all have passed the barrier of the other.
+  // One value of every warp, for all to read. Two buffers taken in turn need one barrier an exchange: nobody
+  // writes a buffer again before all have passed the barrier of the other.
   template <class V>
   __device__ __forceinline__ const Affine<V>* exchange(const Affine<V>& mine, int place, bool writes) {
     __shared__ Affine<V> buffers[2][kWarps];
@@ -194,5 +197,10 @@ class BlockTeam {
 
   int turn_ = 0;
 };
+
+// Blocks that a multiprocessor has to hold at once, and with them the registers a thread may take: enough
+// warps to hide the memory. float64 is bound by its arithmetic and may take more.
+template <class T, class Team>
+constexpr int kBlocks = (sizeof(T) == 8 ? 512 : 1024) / Team::kThreads;
 
 }  // namespace rhovae::cuda

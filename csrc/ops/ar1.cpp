@@ -13,7 +13,7 @@ static void add_eps(Arguments& arguments, Problem& problem, const Ar1& call) {
   problem.noise = call.noise;
 }
 
-std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, Kl kl, void (*run)(const Forward&)) {
+std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, Kl kl, const Run<Forward>& run) {
   Arguments arguments("rhovae::ar1", call.mu, call.scale, call.rho);
   Forward problem{};
   add_eps(arguments, problem, call);
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, Kl kl, void
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const OptionalTensor& dz,
                                                         const OptionalTensor& dkl, Kl kl, bool needs_deps,
-                                                        void (*run)(const Backward&)) {
+                                                        const Run<Backward>& run) {
   Arguments arguments("rhovae::ar1_backward", call.mu, call.scale, call.rho);
   Backward problem{};
   add_eps(arguments, problem, call);
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const O
 }
 
 Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho, bool logits,
-                    void (*run)(const LogProb&)) {
+                    const Run<LogProb>& run) {
   Arguments arguments("rhovae::ar1_log_prob", mu, scale, rho, z);
   LogProb problem{};
   arguments.add_rows(problem.z, z, "z");
@@ -68,7 +68,7 @@ Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, cons
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_log_prob_backward(const Tensor& dlog_prob, const Tensor& z,
                                                                  const Tensor& mu, const Tensor& scale,
                                                                  const Tensor& rho, bool logits,
-                                                                 void (*run)(const LogProbBackward&)) {
+                                                                 const Run<LogProbBackward>& run) {
   Arguments arguments("rhovae::ar1_log_prob_backward", mu, scale, rho, z);
   LogProbBackward problem{};
   arguments.add_rows(problem.z, z, "z");

@@ -2,11 +2,16 @@
 
 // The two ops at the heart of the library for any device: `run` computes the rows of what was asked.
 
+#include <functional>
 #include <tuple>
 
 #include "arguments.h"
 
 namespace rhovae::ops {
+
+// Computes the rows of a problem.
+template <class P>
+using Run = std::function<void(const P&)>;
 
 struct Ar1 {
   const Tensor& mu;
@@ -18,20 +23,20 @@ struct Ar1 {
   bool logits;
 };
 
-std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, Kl kl, void (*run)(const Forward&));
+std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, Kl kl, const Run<Forward>& run);
 
 // (dmu, dscale, drho, deps); deps is empty unless asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const OptionalTensor& dz,
                                                         const OptionalTensor& dkl, Kl kl, bool needs_deps,
-                                                        void (*run)(const Backward&));
+                                                        const Run<Backward>& run);
 
 Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho, bool logits,
-                    void (*run)(const LogProb&));
+                    const Run<LogProb>& run);
 
 // (dz, dmu, dscale, drho)
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_log_prob_backward(const Tensor& dlog_prob, const Tensor& z,
                                                                  const Tensor& mu, const Tensor& scale,
                                                                  const Tensor& rho, bool logits,
-                                                                 void (*run)(const LogProbBackward&));
+                                                                 const Run<LogProbBackward>& run);
 
 }  // namespace rhovae::ops

@@ -114,6 +114,7 @@ void Arguments::finish(Problem& problem, std::optional<int64_t> samples, bool lo
   problem.rows = shape_.rows;
   problem.steps = shape_.steps;
   problem.samples = samples.value_or(1);
+  adds_samples_in_memory_ = mu_.is_cuda() && problem.samples > 1;
   problem.logits = logits;
   add_rows(problem.mu, mu_, "mu");
   add_rows(problem.scale, scale_, "s");
@@ -155,7 +156,7 @@ Arguments::Gradient Arguments::gradient(Output& output, const Tensor& given, con
   // A row of one step has no rho: its place takes what the kernel writes, and is then dropped.
   const int64_t last = with_last.size(-1) == 0 ? 1 : with_last.size(-1);
   const std::vector<int64_t> whole = shape_.with(last);
-  const bool own = with_last.sizes() == at::IntArrayRef(whole);
+  const bool own = with_last.sizes() == at::IntArrayRef(whole) && !adds_samples_in_memory_;
   const Tensor space = at::empty(whole, own ? given.options() : arithmetic_options());
   output = output_of(space);
   return {space, given, with_last};

@@ -71,6 +71,7 @@ class Arguments {
   at::ScalarType arithmetic_;
   Shape shape_;
   std::vector<Entry> entries_;
+  bool adds_samples_in_memory_ = false;  // CUDA: gradients of several samples, in the arithmetic's type
 };
 
 Output output_of(const Tensor& tensor);
