@@ -49,8 +49,8 @@ def _missing(name: str, device_type: str) -> str | None:
     if info["cuda"]:
         return None
     return (
-        f"the compiled module was built without CUDA ({info['cuda_decision']}). Install the CUDA toolkit of torch's "
-        f"version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
+        f"the compiled module was built without CUDA ({info['cuda_decision']}). Install the CUDA toolkit of "
+        f"torch's version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
     )
 
 

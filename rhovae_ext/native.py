@@ -28,7 +28,7 @@ def torch_built_for(library: Path) -> str | None:
     """The torch version in a compiled module's build record, read from the file: it need not be loadable."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(rb'\{"torch": "([^"]+)"', content)
-    return found[1].decode() if found else None
+        return found[1].decode() if found else None
 
 
 def _other_torch(built_for: str | None) -> str:

@@ -116,7 +116,7 @@ def _chain_from_logits(log_s: Tensor, logit: Tensor) -> _Chain:
     magnitude = _magnitude(logit)
     t = torch.exp(-magnitude)
     q = t * t
-    tanh = -torch.expm1(-2.0 * magnitude) / (1.0 + q)
+    tanh = (1.0 - q) / (1.0 + q)  # not by expm1, whose derivative loses its digits as q vanishes
     rho = torch.where(logit >= 0, tanh, -tanh)
     return _Chain(torch.exp(log_s), rho, 2.0 * t / (1.0 + q), log_s, _minus_log_c2(magnitude))
 

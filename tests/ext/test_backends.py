@@ -73,8 +73,11 @@ def _copy(folder: Path, library: str | None = None, change: tuple[bytes, bytes] 
 
 
 _USE = """
+import sys
 import warnings
 import torch
+# An editable install would serve the compiled module from the sources.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import rhovae_ext
@@ -122,10 +125,7 @@ class TestAModuleThatDoesNotFit:
 
     def test_an_undefined_symbol(self, tmp_path: Path) -> None:
         (library,) = (ROOT / "rhovae_ext").glob("_C*.so")
-        symbol = b"_ZN3c1010Dispatcher9singletonEv"
-        candidates = (symbol, b"_ZN3c1010Dispatcher13realSingletonEv")
-        content = library.read_bytes()
-        name = next(candidate for candidate in candidates if candidate in content)
+        name = b"_ZN3c1010Dispatcher13realSingletonEv"
         _copy(tmp_path, library.name, (name, name[:-3] + b"XXX"))
         said = _use(tmp_path)
         assert "undefined symbol" in said, said

@@ -61,9 +61,10 @@ def test_gradients_of_saturated_logits_are_the_true_ones(backend: str, dtype: to
     eps = rhovae_ext.ar1_reparam(mu, 1.0, 0.0, key=(1, 1), backend=backend).double()
     z, _ = rhovae_ext.ar1_reparam_kl_with_logits(mu.double(), 0.0, truth, eps=eps, backend="reference")
     (expected,) = torch.autograd.grad(z.sum(), truth)
-    assert_close(by_z, expected, "dz/da")
+    assert_close(by_z, expected, "dz/da", tolerance=2e-5 if dtype == torch.float32 else 1e-11)
     for a, measured, wanted in zip(LOGITS, by_z, expected, strict=True):
-        assert_close(measured, wanted, f"dz/da at {a}", tolerance=1e-3 if dtype == torch.float32 else 1e-10)
+        tolerance = 1e-3 if dtype == torch.float32 else 1e-10
+        assert_close(measured, wanted, f"dz/da at {a}", tolerance, floor=1e-30)
 
 
 @DTYPES
