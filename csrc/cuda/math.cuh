@@ -14,6 +14,9 @@ struct Functions;
 template <>
 struct Functions<float> {
   using Real = float;
+  static constexpr float kLargestLogit = 80.0f;
+  // NaN stays NaN.
+  static __device__ __forceinline__ float at_most(float v, float bound) { return v > bound ? bound : v; }
   static __device__ __forceinline__ float exp(float v) { return ::expf(v); }
   static __device__ __forceinline__ float log(float v) { return ::logf(v); }
   static __device__ __forceinline__ float sqrt(float v) { return ::sqrtf(v); }
@@ -27,6 +30,9 @@ struct Functions<float> {
 template <>
 struct Functions<double> {
   using Real = double;
+  static constexpr double kLargestLogit = 700.0;
+  // NaN stays NaN.
+  static __device__ __forceinline__ double at_most(double v, double bound) { return v > bound ? bound : v; }
   static __device__ __forceinline__ double exp(double v) { return ::exp(v); }
   static __device__ __forceinline__ double log(double v) { return ::log(v); }
   static __device__ __forceinline__ double sqrt(double v) { return ::sqrt(v); }

@@ -1,5 +1,5 @@
-// The emulated kernels, bound to NumPy. Operands have the rank of (lead..., steps) with broadcast axes already there (of
-// stride 0); a last axis of 1 is one value for the row. bfloat16 travels as uint16.
+// The emulated kernels, bound to NumPy. Operands have the rank of (lead..., steps) with broadcast axes
+// already there (of stride 0); a last axis of 1 is one value for the row. bfloat16 travels as uint16.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -49,13 +49,18 @@ static Array like(const Array& a, std::vector<py::ssize_t> shape) {
   std::memset(out.mutable_data(), 0xFF, static_cast<size_t>(out.nbytes()));  // NaN in every type
   return out;
 }
-static Output output(Array& a) { return {a.mutable_data(), type_of(a)}; }
+static Output output(Array& a) {
+  return {a.mutable_data(), type_of(a)};
+}
 static py::dtype arithmetic(const Array& mu) {
   return mu.itemsize() == 8 ? py::dtype::of<double>() : py::dtype::of<float>();
 }
-static Array of_type(const py::dtype& type, std::vector<py::ssize_t> shape) { return like(Array(type, 0), shape); }
+static Array of_type(const py::dtype& type, std::vector<py::ssize_t> shape) {
+  return like(Array(type, 0), shape);
+}
 
-static void describe(Problem& p, const Array& mu, const Array& scale, const Array& rho, int64_t samples, bool logits) {
+static void describe(Problem& p, const Array& mu, const Array& scale, const Array& rho, int64_t samples,
+                     bool logits) {
   p.lead.axes = static_cast<int32_t>(mu.ndim() - 1);
   p.rows = 1;
   for (int i = 0; i < p.lead.axes; ++i) p.rows *= p.lead.size[i] = mu.shape(i);
@@ -94,8 +99,8 @@ static void check(int error) {
 }
 
 static py::tuple forward(const Array& mu, const Array& scale, const Array& rho, const Optional& eps,
-                         const py::tuple& key, bool key_in_memory, uint64_t row_offset, int64_t samples, bool logits,
-                         bool sample, int kl) {
+                         const py::tuple& key, bool key_in_memory, uint64_t row_offset, int64_t samples,
+                         bool logits, bool sample, int kl) {
   Forward p{};
   const Draw source = draw(key, key_in_memory);
   describe(p, mu, scale, rho, samples, logits);
@@ -148,8 +153,8 @@ static Array log_prob(const Array& z, const Array& mu, const Array& scale, const
   return out;
 }
 
-static py::tuple log_prob_backward(const Array& dlog_prob, const Array& z, const Array& mu, const Array& scale,
-                                   const Array& rho, bool logits) {
+static py::tuple log_prob_backward(const Array& dlog_prob, const Array& z, const Array& mu,
+                                   const Array& scale, const Array& rho, bool logits) {
   LogProbBackward p{};
   describe(p, mu, scale, rho, 1, logits);
   p.z = operand(z, p.lead, p.steps);
@@ -184,15 +189,15 @@ static void broken(const std::string& rule) {
 PYBIND11_MODULE(rhovae_cuda_emulator, m) {
   m.def("set_seed", &cuda_emulator::set_seed, "The order in which a block's threads run; 0: in order.");
   m.def("forward", &forward, py::kw_only(), py::arg("mu"), py::arg("scale"), py::arg("rho"), py::arg("eps"),
-        py::arg("key"), py::arg("key_in_memory"), py::arg("row_offset"), py::arg("samples"), py::arg("logits"),
-        py::arg("sample"), py::arg("kl"));
+        py::arg("key"), py::arg("key_in_memory"), py::arg("row_offset"), py::arg("samples"),
+        py::arg("logits"), py::arg("sample"), py::arg("kl"));
   m.def("backward", &backward, py::kw_only(), py::arg("dz"), py::arg("dkl"), py::arg("mu"), py::arg("scale"),
         py::arg("rho"), py::arg("eps"), py::arg("key"), py::arg("key_in_memory"), py::arg("row_offset"),
         py::arg("samples"), py::arg("logits"), py::arg("needs_deps"));
   m.def("log_prob", &log_prob, py::kw_only(), py::arg("z"), py::arg("mu"), py::arg("scale"), py::arg("rho"),
         py::arg("logits"));
-  m.def("log_prob_backward", &log_prob_backward, py::kw_only(), py::arg("dlog_prob"), py::arg("z"), py::arg("mu"),
-        py::arg("scale"), py::arg("rho"), py::arg("logits"));
+  m.def("log_prob_backward", &log_prob_backward, py::kw_only(), py::arg("dlog_prob"), py::arg("z"),
+        py::arg("mu"), py::arg("scale"), py::arg("rho"), py::arg("logits"));
   m.def("write_key", &write_key, py::kw_only(), py::arg("in_memory"), py::arg("seed"), py::arg("offset"),
         py::arg("extra"));
   m.def("broken", &broken);

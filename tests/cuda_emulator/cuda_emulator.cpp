@@ -129,9 +129,11 @@ void run_block(int threads, std::mt19937_64& random) {
       running = fibres[i].get();
       switch_to(scheduler, running->context);
     }
-    if (std::all_of(order.begin(), order.end(), [](int i) { return fibres[i]->state == State::Ended; })) return;
+    if (std::all_of(order.begin(), order.end(), [](int i) { return fibres[i]->state == State::Ended; }))
+      return;
     if (release(threads)) continue;
-    const auto stuck = std::find_if(order.begin(), order.end(), [](int i) { return fibres[i]->state != State::Ended; });
+    const auto stuck =
+        std::find_if(order.begin(), order.end(), [](int i) { return fibres[i]->state != State::Ended; });
     const Fibre& fibre = *fibres[*stuck];
     fail(fibre.wait == Wait::Shuffle ? "shuffle that a lane of its warp does not reach"
                                      : "barrier that a thread of its block does not reach",
@@ -141,7 +143,9 @@ void run_block(int threads, std::mt19937_64& random) {
 
 }  // namespace
 
-Thread& current() { return running->thread; }
+Thread& current() {
+  return running->thread;
+}
 
 uint64_t exchange(uint64_t mine, int from, Place place) {
   running->value = mine;
@@ -150,14 +154,18 @@ uint64_t exchange(uint64_t mine, int from, Place place) {
   return running->value;
 }
 
-void barrier(Place place) { wait_for_others(Wait::Barrier, place); }
+void barrier(Place place) {
+  wait_for_others(Wait::Barrier, place);
+}
 
 void fail(const char* what, Place place) {
   std::fprintf(stderr, "CUDA emulator: %s (%s:%d)\n", what, place.file, place.line);
   std::abort();
 }
 
-void set_seed(uint64_t seed) { order_seed = seed; }
+void set_seed(uint64_t seed) {
+  order_seed = seed;
+}
 
 void launch(dim3 grid, dim3 block, const std::function<void()>& kernel) {
   if (block.x % kLanes) fail("a block that is not made of whole warps", {"launch", 0});

@@ -1,9 +1,10 @@
 #pragma once
 
-// CUDA for g++, for tests: the kernels' own sources, run on the CPU. A block's threads are fibres that take turns;
-// shuffles and barriers are where a fibre waits for the others. Aborts, saying where, on a barrier that part of a block
-// does not reach, a shuffle that part of a warp does not reach, and a misaligned wide access. Blocks run one after the
-// other. The order in which the fibres of a block run is shuffled by a seed: a missing barrier then shows.
+// CUDA for g++, for tests: the kernels' own sources, run on the CPU. A block's threads are fibres that take
+// turns; shuffles and barriers are where a fibre waits for the others. Aborts, saying where, on a barrier
+// that part of a block does not reach, a shuffle that part of a warp does not reach, and a misaligned wide
+// access. Blocks run one after the other. The order in which the fibres of a block run is shuffled by a seed:
+// a missing barrier then shows.
 
 #include <cmath>
 #include <cstdint>
@@ -28,11 +29,17 @@ struct uint2 {
 struct uint4 {
   uint32_t x, y, z, w;
 };
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) {
+  return {x, y};
+}
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  return {x, y, z, w};
+}
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
 
 namespace cuda_emulator {
 
@@ -44,7 +51,8 @@ struct Thread {
 };
 Thread& current();
 
-// What a waiting fibre says of itself: the exchange of a warp or the barrier of the block, and the line it stands at.
+// What a waiting fibre says of itself: the exchange of a warp or the barrier of the block, and the line it
+// stands at.
 enum class Wait { Shuffle, Barrier };
 struct Place {
   const char* file;
@@ -67,7 +75,9 @@ V shuffle(V v, int from, Place place) {
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
-inline int lane() { return static_cast<int>(current().thread_index.x % 32); }
+inline int lane() {
+  return static_cast<int>(current().thread_index.x % 32);
+}
 
 }  // namespace cuda_emulator
 
@@ -78,14 +88,20 @@ inline int lane() { return static_cast<int>(current().thread_index.x % 32); }
 #define RHOVAE_LAUNCH(kernel, grid, block, stream, arguments) \
   (static_cast<void>(stream), cuda_emulator::launch(grid, block, [&] { kernel(arguments); }))
 
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+inline float __fmaf_rn(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline double __fma_rn(double a, double b, double c) {
+  return std::fma(a, b, c);
+}
 
 // The counterparts of csrc/cuda/platform.cuh.
 namespace rhovae::cuda {
 
-#define RHOVAE_HERE \
-  cuda_emulator::Place { __builtin_FILE(), __builtin_LINE() }
+#define RHOVAE_HERE                    \
+  cuda_emulator::Place {               \
+    __builtin_FILE(), __builtin_LINE() \
+  }
 
 template <class V>
 V shuffle_up(V v, int distance, int width, cuda_emulator::Place here = RHOVAE_HERE) {
@@ -105,11 +121,14 @@ template <class V>
 V broadcast(V v, int from, int width, cuda_emulator::Place here = RHOVAE_HERE) {
   return cuda_emulator::shuffle(v, cuda_emulator::lane() / width * width + from % width, here);
 }
-inline void block_barrier(cuda_emulator::Place here = RHOVAE_HERE) { cuda_emulator::barrier(here); }
+inline void block_barrier(cuda_emulator::Place here = RHOVAE_HERE) {
+  cuda_emulator::barrier(here);
+}
 
 #undef RHOVAE_HERE
 
-// The special-function unit, at the worst that its documentation allows: which side it errs to follows from the bits.
+// The special-function unit, at the worst that its documentation allows: which side it errs to follows from
+// the bits.
 inline float worst(double exact, double error, float argument) {
   uint32_t bits;
   std::memcpy(&bits, &argument, 4);
@@ -120,9 +139,15 @@ inline float fast_log2(float v) {
   const double exact = std::log2(static_cast<double>(v));
   return worst(exact, v > 0.5f && v < 2.0f ? 0x1p-22 : 0x1p-22 * std::abs(exact), v);
 }
-inline float fast_sqrt(float v) { return std::sqrt(v); }
-inline float fast_sine(float v) { return worst(std::sin(static_cast<double>(v)), 0x1p-21, v); }
-inline float fast_cosine(float v) { return worst(std::cos(static_cast<double>(v)), 0x1p-21, v); }
+inline float fast_sqrt(float v) {
+  return std::sqrt(v);
+}
+inline float fast_sine(float v) {
+  return worst(std::sin(static_cast<double>(v)), 0x1p-21, v);
+}
+inline float fast_cosine(float v) {
+  return worst(std::cos(static_cast<double>(v)), 0x1p-21, v);
+}
 inline void sine_cosine_of_turns(double turns, double& sine, double& cosine) {
   constexpr double kTwoPi = 6.283185307179586476925286766559;
   sine = std::sin(kTwoPi * turns);
@@ -131,13 +156,22 @@ inline void sine_cosine_of_turns(double turns, double& sine, double& cosine) {
 
 template <class W>
 inline W* wide(const void* at) {
-  if (reinterpret_cast<uintptr_t>(at) % sizeof(W)) cuda_emulator::fail("misaligned wide access", {__FILE__, __LINE__});
+  if (reinterpret_cast<uintptr_t>(at) % sizeof(W))
+    cuda_emulator::fail("misaligned wide access", {__FILE__, __LINE__});
   return static_cast<W*>(const_cast<void*>(at));
 }
-inline uint4 load_16_bytes(const void* at) { return *wide<uint4>(at); }
-inline uint2 load_8_bytes(const void* at) { return *wide<uint2>(at); }
-inline void store_16_bytes(void* at, uint4 v) { *wide<uint4>(at) = v; }
-inline void store_8_bytes(void* at, uint2 v) { *wide<uint2>(at) = v; }
+inline uint4 load_16_bytes(const void* at) {
+  return *wide<uint4>(at);
+}
+inline uint2 load_8_bytes(const void* at) {
+  return *wide<uint2>(at);
+}
+inline void store_16_bytes(void* at, uint4 v) {
+  *wide<uint4>(at) = v;
+}
+inline void store_8_bytes(void* at, uint2 v) {
+  *wide<uint2>(at) = v;
+}
 
 template <class To, class From>
 inline To bits_to(From from) {
@@ -146,9 +180,15 @@ inline To bits_to(From from) {
   std::memcpy(&to, &from, sizeof to);
   return to;
 }
-inline uint32_t bits_of(float v) { return bits_to<uint32_t>(v); }
-inline float float_of(uint32_t bits) { return bits_to<float>(bits); }
-inline double double_of(uint32_t low, uint32_t high) { return bits_to<double>(uint64_t{high} << 32 | low); }
+inline uint32_t bits_of(float v) {
+  return bits_to<uint32_t>(v);
+}
+inline float float_of(uint32_t bits) {
+  return bits_to<float>(bits);
+}
+inline double double_of(uint32_t low, uint32_t high) {
+  return bits_to<double>(uint64_t{high} << 32 | low);
+}
 inline uint2 bits_of(double v) {
   const uint64_t bits = bits_to<uint64_t>(v);
   return {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)};
@@ -176,7 +216,11 @@ inline uint32_t to_float16(float v) {
   const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(std::abs(v), -step)));
   return sign | (units + (static_cast<uint32_t>(step + 24) << 10));
 }
-inline uint32_t pack_bfloat16(float low, float high) { return to_bfloat16(high) << 16 | to_bfloat16(low); }
-inline uint32_t pack_float16(float low, float high) { return to_float16(high) << 16 | to_float16(low); }
+inline uint32_t pack_bfloat16(float low, float high) {
+  return to_bfloat16(high) << 16 | to_bfloat16(low);
+}
+inline uint32_t pack_float16(float low, float high) {
+  return to_float16(high) << 16 | to_float16(low);
+}
 
 }  // namespace rhovae::cuda
