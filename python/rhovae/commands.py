@@ -16,7 +16,8 @@ from rhovae.runs import Run, RunError, new_folder, resume_config, write_json
 if TYPE_CHECKING:
     from rhovae.data import ImageData
 
-_DEMO = {"epochs": 100, "batch_size": 64, "iwae_samples": 256}
+# at this size threads cost more than they bring, and on a busy machine they wait for each other
+_DEMO = {"epochs": 100, "batch_size": 64, "iwae_samples": 256, "threads": 1}
 _DEMO_POSTERIORS = ("diag", "rho", "ar1")
 
 
@@ -246,10 +247,11 @@ def _doctor(_: argparse.Namespace) -> None:
 
 def _open(arguments: argparse.Namespace) -> tuple[Run, TrainConfig, Any, ImageData]:
     from rhovae.data import load_dataset
-    from rhovae.training import load_model
+    from rhovae.training import load_model, use_threads
 
     run = Run.open(arguments.folder)
     config = run.config()
+    use_threads(config)
     data = load_dataset(config.dataset, arguments.data_dir or config.data_dir)
     return run, config, load_model(run, config, data), data
 

@@ -40,6 +40,7 @@ class TrainConfig:
     learning_rate: float = _setting(1e-3, "Adam's learning rate")
     seed: int = _setting(0, "of the weights, the order of the data and the noise")
     precision: str = _setting("32", "arithmetic: " + ", ".join(PRECISIONS))
+    threads: int = _setting(0, "CPU threads of each process (0: torch's choice)")
     backend: str = _setting("auto", "rhovae_ext backend: auto, native, triton, reference")
     iwae_samples: int = _setting(64, "importance samples K of the final evaluation")
     checkpoint_every: int = _setting(0, "also write a checkpoint every N steps (0: after epochs only)")
@@ -56,6 +57,7 @@ class TrainConfig:
             ("batch_size", 1),
             ("seed", 0),
             ("iwae_samples", 1),
+            ("threads", 0),
             ("checkpoint_every", 0),
         ):
             if getattr(self, name) < least:

@@ -49,7 +49,7 @@ def _build() -> str:
         info = json.loads(torch.ops.rhovae.build_info())
     except (AttributeError, RuntimeError):
         return "the compiled module is not loaded"
-    return ", ".join(f"{name} {value}" for name, value in info.items())
+    return ", ".join(f"{name} {value}" for name, value in info.items() if value not in ("", None))
 
 
 def _gpus() -> str:

@@ -100,7 +100,7 @@ def resume_config(run: Run, flags: dict[str, Any]) -> TrainConfig:
         ConfigError: a flag would make it another run.
     """
     config = run.config()
-    free = {"epochs", "checkpoint_every", "iwae_samples", "data_dir"}
+    free = {"epochs", "checkpoint_every", "iwae_samples", "data_dir", "threads"}
     changed = [name for name, value in flags.items() if name not in free and value != getattr(config, name)]
     if changed:
         flag = "--" + changed[0].replace("_", "-")

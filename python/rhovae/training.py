@@ -68,6 +68,12 @@ def check_machine(config: TrainConfig) -> None:
         raise ConfigError("precision 16-mixed needs a GPU, and none is visible; use bf16-mixed on the CPU")
 
 
+def use_threads(config: TrainConfig) -> None:
+    """Give this process the CPU threads that the config asks for; sums round by how many there are."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
 def noise_seed(seed: int, purpose: str) -> int:
     """A 64-bit Philox seed for one use of noise, unrelated to that of any other use or run."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
@@ -282,6 +288,7 @@ def fit(run: Run, config: TrainConfig, data: ImageData, *, resume: bool = False)
     Under ``torchrun`` every process calls this; the gradients are those of the global batch, and only the
     first process writes into the run.
     """
+    use_threads(config)
     pl.seed_everything(config.seed, verbose=False)
     task = VAETask(build_model(config, data), data, config)
     checkpoint = run.checkpoint if resume and run.checkpoint.is_file() else None
