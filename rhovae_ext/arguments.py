@@ -40,13 +40,23 @@ def parameters(
     steps = chain_length(operation, "mu", mu)
     scale = _parameter(operation, scale_name, scale, mu, steps, "d")
     rho = _parameter(operation, rho_name, rho, mu, steps - 1, "d-1")
-    lead = mu.shape[:-1]
-    for parameter in (scale, rho):
-        own = parameter_leading(parameter, mu)
-        if own != lead and len(own) > 0:
-            _check_leading(operation, mu, scale, rho, scale_name, rho_name)
-            break
+    if not (_has_rows_of(mu, scale) and _has_rows_of(mu, rho)):
+        _check_leading(operation, mu, scale, rho, scale_name, rho_name)
     return scale, rho
+
+
+def _has_rows_of(mu: Tensor, parameter: Tensor) -> bool:
+    """Whether the parameter's leading axes are mu's or none: no broadcast to look at."""
+    shape, own = mu.shape, parameter.shape
+    axes = len(shape) - 1
+    if len(own) == 0:
+        return True
+    if len(own) > len(shape):
+        return False
+    for axis in range(axes):  # a slice of a torch.Size costs as much as the rest of the checks
+        if own[axis] != shape[axis]:
+            return False
+    return True
 
 
 def chain_length(operation: str, name: str, mu: Tensor) -> int:
@@ -62,16 +72,17 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
             mu.dtype,
             f"Convert it, for example {name}.float().",
         )
-    if mu.dim() == 0 or mu.shape[-1] == 0:
+    shape = mu.shape
+    if len(shape) == 0 or shape[-1] == 0:
         _refuse(
             ValueError,
             operation,
             name,
             "of shape (..., d) with d >= 1",
-            f"shape {tuple(mu.shape)}",
+            f"shape {tuple(shape)}",
             "The last axis is the chain.",
         )
-    return mu.shape[-1]
+    return shape[-1]
 
 
 def correlation(operation: str, s: Tensor, rho: Parameter) -> Tensor:
@@ -106,11 +117,11 @@ def _parameter(
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
     same_device(operation, name, value, mu, of)
-    rank = value.dim()
-    if rank >= mu.dim():
-        if value.shape[-1] == 1 or value.shape[-1] == steps:
+    own, rank = value.shape, mu.dim()
+    if len(own) >= rank:
+        if own[-1] == 1 or own[-1] == steps:
             return value
-    elif rank == 0 or rank == mu.dim() - 1:
+    elif len(own) == 0 or len(own) == rank - 1:
         return value
     _refuse(
         ValueError,

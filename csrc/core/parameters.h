@@ -3,7 +3,8 @@
 #include "macros.h"
 
 // From what the caller gives, (s, rho) or (log s, a) with rho = tanh(a), to what the chain needs.
-// M supplies exp, log, sqrt, abs, copysign and invalid_unless_positive (NaN where v <= 0) over its vector V.
+// M supplies exp, log, sqrt, abs, copysign, at_most, kLargestLogit and invalid_unless_positive (NaN where v
+// <= 0) over its vector V.
 namespace rhovae {
 
 template <class V>
@@ -29,11 +30,13 @@ RHOVAE_HD Scale<V> scale_from_value(V s) {
 }
 
 // Through t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), and
-// -log(1/cosh a) = |a| + log(1 + t^2) - log 2. None of them overflows, at any logit.
+// -log(1/cosh a) = |a| + log(1 + t^2) - log 2. None of them overflows, at any logit. Past M::kLargestLogit,
+// where the innovations have long lost their last digit, t is held: c stays a normal number that the density
+// can divide by.
 template <class M, class V>
 RHOVAE_HD Correlation<V> correlation_from_logit(V a) {
   const V size = M::abs(a);
-  const V t = M::exp(-size);
+  const V t = M::exp(-M::at_most(size, M::kLargestLogit));
   const V t2 = t * t;
   const V inverse = 1.0f / (1.0f + t2);
   constexpr double log2 = 0.693147180559945309417232121458;

@@ -25,6 +25,11 @@ struct Functions {
   static RHOVAE_INLINE V sqrt(V v) { return sqrt_lanes(v); }
   static RHOVAE_INLINE U sign_bit() { return U{} + (static_cast<decltype(U{}[0] + 0)>(1) << (kBits - 1)); }
   static RHOVAE_INLINE V abs(V v) { return (V)((U)v & ~sign_bit()); }
+  static constexpr double kLargestLogit = kSingle ? 80 : 700;
+  static RHOVAE_INLINE V at_most(V v, double bound) {
+    const V limit = constant(bound);
+    return v > limit ? limit : v;  // written so that NaN stays
+  }
   static RHOVAE_INLINE V copysign(V size, V sign) {
     return (V)(((U)size & ~sign_bit()) | ((U)sign & sign_bit()));
   }
@@ -47,8 +52,8 @@ struct Functions {
     static constexpr double coefficient(int i) { return 1.0 / factorial(i); }
   };
   static RHOVAE_INLINE V exp(V x) {
-    const V highest = constant(kSingle ? 89.0 : 710.0), lowest = constant(kSingle ? -104.0 : -746.0);
-    x = x > highest ? highest : x;  // written so that NaN stays
+    const V lowest = constant(kSingle ? -104.0 : -746.0);
+    x = at_most(x, kSingle ? 89.0 : 710.0);
     x = x < lowest ? lowest : x;
     // Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits.
     const V rounder = constant(kSingle ? 12582912.0 : 6755399441055744.0);

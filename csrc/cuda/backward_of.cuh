@@ -2,6 +2,7 @@
 
 #include "backward.cuh"
 #include "launch.cuh"
+#include "plain_rows.cuh"
 #include "reduce.cuh"
 
 namespace rhovae::cuda {
@@ -20,6 +21,11 @@ int backward_with_key(const Arguments<Backward, Key>& args, Stream stream) {
   const bool adjoint = p.rho.step || p.deps.data || plan.segments > 1;
   return with_team(plan, [&](auto team) {
     using Team = typename decltype(team)::type;
+    if constexpr (Team::kWithinWarp) {
+      if (is_plain(args.problem, plan)) {
+        return launch(plain_backward_kernel<T, Team, Key>, plan.grid, Team::kThreads, stream, args);
+      }
+    }
     auto* kernel = adjoint ? backward_kernel<T, Team, true, Key> : backward_kernel<T, Team, false, Key>;
     return launch(kernel, plan.grid, Team::kThreads, stream, args);
   });

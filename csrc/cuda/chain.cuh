@@ -66,10 +66,12 @@ class UniformChain {
     first_rho_ = first ? V(0) : row_.rho;
     first_c_ = first ? V(1) : row_.c;
   }
+  __device__ __forceinline__ void load_next() { first_rho_ = row_.rho, first_c_ = row_.c; }
   __device__ __forceinline__ V rho(int j) const { return j == 0 ? first_rho_ : row_.rho; }
   __device__ __forceinline__ V c(int j) const { return j == 0 ? first_c_ : row_.c; }
 
-  // v_j = rho_j v_{j-1} + source_j along the row, in place. Returns what precedes v_0.
+  // v_j = rho_j v_{j-1} + source_j along the row, in place. Returns what precedes v_0 (zero at the row's first step,
+  // where rho does not matter then).
   __device__ __forceinline__ V run(Team& team, V (&source)[N], V& carry) const {
     V last = source[0];
 #pragma unroll
@@ -81,7 +83,7 @@ class UniformChain {
       before = team.template scan<false>(Affine<V>{run_power_, last}, carry);
     V value = before;
 #pragma unroll
-    for (int j = 0; j < N; ++j) source[j] = value = advance(rho(j), value, source[j]);
+    for (int j = 0; j < N; ++j) source[j] = value = advance(row_.rho, value, source[j]);
     return before;
   }
 

@@ -2,6 +2,7 @@
 
 #include "forward.cuh"
 #include "launch.cuh"
+#include "plain_rows.cuh"
 #include "reduce.cuh"
 
 namespace rhovae::cuda {
@@ -17,6 +18,11 @@ int forward_with_key(const Arguments<Forward, Key>& args, Stream stream) {
   }
   return with_team(plan, [&](auto team) {
     using Team = typename decltype(team)::type;
+    if constexpr (Team::kWithinWarp) {
+      if (is_plain(args.problem, plan)) {
+        return launch(plain_forward_kernel<T, Team, Key>, plan.grid, Team::kThreads, stream, args);
+      }
+    }
     auto* kernel =
         args.problem.rho.step ? forward_kernel<T, Team, true, Key> : forward_kernel<T, Team, false, Key>;
     return launch(kernel, plan.grid, Team::kThreads, stream, args);

@@ -52,8 +52,8 @@ struct NormalFunctions<float> {
     const float u = __fmaf_rn(static_cast<float>(word), 0x1p-32f, 0x1p-33f);
     float out = -2.0f * 0.693147180559945309f * fast_log2(u);
     // Next to 1 the fast logarithm is only good to 2^-22 absolute, which the square root makes visible. There
-    // -2 ln u = 2 v + v^2 + O(v^3) with v = 1 - u, which is exact.
-    if (u > 0.9995f) out = (1.0f - u) * (3.0f - u);
+    // -2 ln u = 2 (1 - u) + O((1 - u)^2), which is exact but for what is left out.
+    if (u > 1.0f - 3e-4f) out = __fmaf_rn(-2.0f, u, 2.0f);
     return out;
   }
   // As a signed number the word lies in [-1/2, 1/2) turns: the same angle, where the fast functions are best.

@@ -47,12 +47,15 @@ class Normals {
       : key_(key), given_(p.eps.data != nullptr) {
     if (given_) eps_ = Source<T>(p.lead, p.eps, span);
     const uint64_t row = noise_row(p.noise.row_offset, span.row, p.samples, span.sample);
-    row_low_ = static_cast<uint32_t>(row), row_high_ = static_cast<uint32_t>(row >> 32);
+    row_low_ = pinned(static_cast<uint32_t>(row)), row_high_ = pinned(static_cast<uint32_t>(row >> 32));
     position_ = key.offset + static_cast<uint64_t>(span.begin / kBlock);
   }
 
   __device__ __forceinline__ void load(int k, int steps, V (&to)[N]) const {
     if (given_) return eps_.load(k, 0, steps, to);
+    draw(k, to);
+  }
+  __device__ __forceinline__ void draw(int k, V (&to)[N]) const {
 #pragma unroll
     for (int j = 0; j < N; j += kBlock) {
       const uint64_t position = position_ + static_cast<uint32_t>((k + j) / kBlock);

@@ -34,6 +34,7 @@ template <class V>
 __device__ __forceinline__ V broadcast(V v, int lane, int width) {
   return __shfl_sync(kWholeWarp, v, lane, width);
 }
+__device__ __forceinline__ bool true_for_warp(bool v) { return __all_sync(kWholeWarp, v); }
 __device__ __forceinline__ void block_barrier() {
   __syncthreads();
 }
@@ -76,6 +77,24 @@ __device__ __forceinline__ void store_16_bytes(void* at, uint4 v) {
 }
 __device__ __forceinline__ void store_8_bytes(void* at, uint2 v) {
   *static_cast<uint2*>(at) = v;
+}
+
+// Keeps a value in its register: the compiler would otherwise compute it anew wherever it is used.
+__device__ __forceinline__ float pinned(float v) {
+  asm("" : "+f"(v));
+  return v;
+}
+__device__ __forceinline__ double pinned(double v) {
+  asm("" : "+d"(v));
+  return v;
+}
+__device__ __forceinline__ uint32_t pinned(uint32_t v) {
+  asm("" : "+r"(v));
+  return v;
+}
+__device__ __forceinline__ int pinned(int v) {
+  asm("" : "+r"(v));
+  return v;
 }
 
 __device__ __forceinline__ uint32_t bits_of(float v) {

@@ -49,6 +49,10 @@ __device__ __forceinline__ int64_t start_of_row(const Leading& lead, const Opera
   return start + row * operand.stride[0];
 }
 
+__device__ __forceinline__ bool aligned(const void* at, int bytes = 16) {
+  return reinterpret_cast<uintptr_t>(at) % bytes == 0;
+}
+
 // An input along a span: of type T, or of float.
 template <class T>
 class Source {
@@ -68,6 +72,8 @@ class Source {
   }
 
   __device__ __forceinline__ bool per_step() const { return operand_->step; }
+  __device__ __forceinline__ bool own_type() const { return operand_->type == kType<T>; }
+  __device__ __forceinline__ const T* own() const { return reinterpret_cast<const T*>(at_); }
 
   __device__ __forceinline__ V at(int k) const {
     if constexpr (!std::is_same_v<T, float>) {
@@ -87,8 +93,8 @@ class Source {
   template <class S>
   __device__ __forceinline__ void load_as(int k, int from, int steps, V (&to)[N]) const {
     const S* values = reinterpret_cast<const S*>(at_);
-    const bool aligned = operand_->step && reinterpret_cast<uintptr_t>(at_) % kRunAlignment<S, N> == 0;
-    if (aligned && k >= from && k + N <= steps) {
+    const bool wide = operand_->step && aligned(at_, kRunAlignment<S, N>);
+    if (wide && k >= from && k + N <= steps) {
       load_run(values + k, to);
     } else {
 #pragma unroll
@@ -98,8 +104,6 @@ class Source {
       }
     }
   }
-
-  __device__ __forceinline__ bool own_type() const { return operand_->type == kType<T>; }
 
   const char* at_ = nullptr;
   const Operand* operand_ = nullptr;  // among the launch's constants: no register
@@ -115,6 +119,9 @@ class Sink {
   __device__ __forceinline__ Sink() {}
   __device__ __forceinline__ Sink(const Output& output, int64_t start)
       : at_(static_cast<char*>(output.data) + start * size_of(output.type)), output_(&output) {}
+
+  __device__ __forceinline__ bool own_type() const { return output_->type == kType<T>; }
+  __device__ __forceinline__ T* own() const { return reinterpret_cast<T*>(at_); }
 
   // Steps [k, k + N) that lie in [from, steps); `add`: to what is there.
   __device__ __forceinline__ void store(int k, int from, int steps, V (&v)[N], bool add = false) const {
@@ -143,8 +150,8 @@ class Sink {
         if (k + j >= from && k + j < steps) v[j] += static_cast<V>(widen(to[k + j]));
       }
     }
-    const bool aligned = reinterpret_cast<uintptr_t>(at_) % kRunAlignment<S, N> == 0;
-    if (aligned && k >= from && k + N <= steps) {
+    const bool wide = aligned(at_, kRunAlignment<S, N>);
+    if (wide && k >= from && k + N <= steps) {
       store_run(to + k, v);
     } else {
 #pragma unroll
@@ -153,8 +160,6 @@ class Sink {
       }
     }
   }
-
-  __device__ __forceinline__ bool own_type() const { return output_->type == kType<T>; }
 
   char* at_ = nullptr;
   const Output* output_ = nullptr;

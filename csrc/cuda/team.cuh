@@ -58,7 +58,7 @@ class WarpTeam {
   static constexpr bool kWithinWarp = true;
 
   __device__ __forceinline__ explicit WarpTeam(int lanes)
-      : lanes_(kLanes ? kLanes : lanes), rank_(static_cast<int>(threadIdx.x) & (size() - 1)) {}
+      : lanes_(kLanes ? kLanes : lanes), rank_(pinned(static_cast<int>(threadIdx.x) & (size() - 1))) {}
   __device__ __forceinline__ int size() const { return kLanes ? kLanes : lanes_; }
   __device__ __forceinline__ int rank() const { return rank_; }
 
@@ -74,13 +74,15 @@ class WarpTeam {
     return static_cast<int64_t>(gridDim.x) * (kThreads / size());
   }
 
+  __device__ __forceinline__ bool all_of_warp(bool v) const { return kLanes ? v : true_for_warp(v); }
+
   template <class V>
   __device__ __forceinline__ Hops<V> hops(V run_power) const {
     Hops<V> h;
-    h.entry = rank_ == 0 ? run_power : V(0);
+    h.entry = pinned(rank_ == 0 ? run_power : V(0));
 #pragma unroll
     for (int i = 0; i < 5; ++i) {
-      h.hop[i] = rank_ >= 1 << i ? run_power : V(0);
+      h.hop[i] = pinned(rank_ >= 1 << i ? run_power : V(0));
       run_power = run_power * run_power;
     }
     return h;
@@ -198,9 +200,9 @@ class BlockTeam {
   int turn_ = 0;
 };
 
-// Blocks that a multiprocessor has to hold at once, and with them the registers a thread may take: enough
-// warps to hide the memory. float64 is bound by its arithmetic and may take more.
-template <class T, class Team>
-constexpr int kBlocks = (sizeof(T) == 8 ? 512 : 1024) / Team::kThreads;
+// Blocks of 128 threads that a multiprocessor has to hold at once, and with that the registers a thread may take:
+// enough warps to hide the memory. float64 is bound by its arithmetic.
+template <class T>
+constexpr int kBlocks = sizeof(T) == 8 ? 4 : 8;
 
 }  // namespace rhovae::cuda

@@ -1,6 +1,7 @@
 // The derivatives of the ops, for every device. Nothing here looks at sizes or values, so that tracing passes
 // through.
 
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -110,6 +111,9 @@ static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, c
 TORCH_LIBRARY_IMPL(rhovae, Autograd, m) {
   m.impl("ar1", ar1);
   m.impl("ar1_log_prob", log_prob);
+  // The gradients themselves are not differentiable: said when somebody tries, not answered wrongly.
+  m.impl("ar1_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("ar1_log_prob_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace rhovae::ops

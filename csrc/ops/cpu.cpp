@@ -43,12 +43,12 @@ static Noise noise_of(const OptionalTensor& key, int64_t row_offset, bool needed
     return noise;
   }
   TORCH_CHECK_VALUE(
-      key->scalar_type() == at::kUInt64 && key->numel() == 2 && key->is_cpu() && key->is_contiguous(),
-      "rhovae::ar1: key must be a contiguous uint64 tensor (seed, offset) on the CPU, got ",
-      key->scalar_type(), " of shape ", key->sizes(), " on ", key->device());
+      key->scalar_type() == at::kUInt64 && key->dim() == 1 && key->size(0) == 2 && key->is_cpu(),
+      "rhovae::ar1: key must be a uint64 tensor (seed, offset) on the CPU, got ", key->scalar_type(),
+      " of shape ", key->sizes(), " on ", key->device());
   const auto* words = static_cast<const uint64_t*>(key->const_data_ptr());
   noise.seed = words[0];
-  noise.offset = words[1];
+  noise.offset = words[key->stride(0)];
   return noise;
 }
 

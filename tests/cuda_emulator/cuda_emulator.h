@@ -121,6 +121,11 @@ template <class V>
 V broadcast(V v, int from, int width, cuda_emulator::Place here = RHOVAE_HERE) {
   return cuda_emulator::shuffle(v, cuda_emulator::lane() / width * width + from % width, here);
 }
+inline bool true_for_warp(bool v, cuda_emulator::Place here = RHOVAE_HERE) {
+  int all = v;
+  for (int mask = 1; mask < 32; mask *= 2) all &= shuffle_xor(all, mask, here);
+  return all != 0;
+}
 inline void block_barrier(cuda_emulator::Place here = RHOVAE_HERE) {
   cuda_emulator::barrier(here);
 }
@@ -152,6 +157,11 @@ inline void sine_cosine_of_turns(double turns, double& sine, double& cosine) {
   constexpr double kTwoPi = 6.283185307179586476925286766559;
   sine = std::sin(kTwoPi * turns);
   cosine = std::cos(kTwoPi * turns);
+}
+
+template <class V>
+inline V pinned(V v) {
+  return v;
 }
 
 template <class W>

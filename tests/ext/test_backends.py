@@ -77,7 +77,7 @@ import sys
 import warnings
 import torch
 # An editable install would serve the compiled module from the sources.
-sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import rhovae_ext

@@ -24,7 +24,7 @@ DIVERGENCES = (R.ar1_kl, R.ar1_kl_with_logits)
 PARAMETERS: dict[str, tuple[Any, Any, Any, type[Exception], tuple[str, ...]]] = {
     "mu is a list": ([0.0], S, RHO, TypeError, ("mu must be a tensor", "list")),
     "mu of integers": (MU.long(), S, RHO, TypeError, ("mu must be float32", "torch.int64", "mu.float()")),
-    "mu complex": (MU.cfloat(), S, RHO, TypeError, ("mu must be float32", "torch.complex64")),
+    "mu complex": (MU.to(torch.complex64), S, RHO, TypeError, ("mu must be float32", "torch.complex64")),
     "mu a scalar": (torch.tensor(1.0), 1.0, 0.0, ValueError, ("mu must be of shape (..., d)", "shape ()")),
     "d = 0": (torch.zeros(4, 0), S, RHO, ValueError, ("mu must be of shape (..., d) with d >= 1", "(4, 0)")),
     "scale is text": (MU, "1", RHO, TypeError, ("{s} must be a tensor or a number", "str '1'")),
