@@ -53,7 +53,8 @@ def _has_rows_of(mu: Tensor, parameter: Tensor) -> bool:
         return True
     if len(own) > len(shape):
         return False
-    for axis in range(axes):  # a slice of a torch.Size costs as much as the rest of the checks
+    # A slice of a torch.Size, or a generator, would cost as much as the rest of the checks.
+    for axis in range(axes):  # noqa: SIM110
         if own[axis] != shape[axis]:
             return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -111,15 +112,17 @@ def test_compiled_is_eager(backend: str, noise: str) -> None:
         if noise == "eps":
             case = with_eps(case)
         case = case.leaves()
-        key = {"pair": (5, 6), "tensor": torch.tensor([5, 6], dtype=torch.uint64)}.get(noise)
+        key: Any = {"pair": (5, 6), "tensor": torch.tensor([5, 6], dtype=torch.uint64)}.get(noise)
         eps = case.options.get("eps")
 
-        def function(
-            mu: Tensor, scale: Tensor, rho: Tensor, per_dim: bool = per_dim, key: Any = key, eps: Any = eps
-        ) -> Any:
-            return rhovae_ext.ar1_reparam_kl_with_logits(
-                mu, scale, rho, key=key, eps=eps, num_samples=2, per_dim=per_dim, backend=backend
-            )
+        function = partial(
+            rhovae_ext.ar1_reparam_kl_with_logits,
+            key=key,
+            eps=eps,
+            num_samples=2,
+            per_dim=per_dim,
+            backend=backend,
+        )
 
         compiled = torch.compile(function, fullgraph=True, backend=compiler(backend))
         inputs = tuple(case.inputs.values())[:3]
