@@ -69,10 +69,10 @@ $(ENV_READY): requirements/torch.txt requirements/dev.txt
 	  echo "$(PYTHON) cannot make environments. Run: sudo apt install python3-venv"; exit 1; }
 	@echo "Making $(VENV), with $$(grep -v '#' requirements/torch.txt) pinned for reproducibility (the library takes 2.11-2.15)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -r requirements/torch.txt -r requirements/dev.txt
+	$(PIP) install -qq -r requirements/torch.txt -r requirements/dev.txt
 	@touch $@
 
 $(INSTALLED): $(ENV_READY) $(SOURCES)
-	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	$(PIP) install -qq --no-build-isolation --no-deps --editable .
 	@$(PY) -c "import torch, rhovae_ext; print('built:', torch.ops.rhovae.build_info())"
 	@touch $@

@@ -101,7 +101,7 @@ def main() -> None:
             print(f"{rows} x {d}: time, {threads} threads ...", file=sys.stderr, flush=True)
             results += measure(rows, d, threads, options, extra[rows, d])
     command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
-    print(report.markdown(results, machine, command))
+    print(report.markdown(results, machine, command, whole=not options.quick))
     if options.out or not options.quick:
         stem = report.unused_stem(
             options.out or RESULTS, f"{hardware.host_class(machine)}-{date.today().isoformat()}"

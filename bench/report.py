@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.memory import BOTH, FORWARD, Extra
-from bench.peers import KERNEL
+from bench.peers import DIAGONAL, KERNEL
 from bench.timing import Quantiles
 
+BUSY = 0.7  # waiting programs, on average over the last minute
 PREAMBLE = """\
 float32; sizes are rows x d; medians of interleaved repetitions with their 20% and 80% quantiles. Every
 sampler returns z and, for each row, its KL to N(0, I). The diagonal ones have one variance per element, the
@@ -73,7 +74,25 @@ def _grid(results: list[Result], title: str, cell: dict[tuple[str, str], str]) -
     return [*lines, ""]
 
 
-def _tables(results: list[Result]) -> list[str]:
+def headline(results: list[Result]) -> list[str]:
+    """One sentence for each size: the kernel against the ordinary diagonal posterior."""
+    found = {(r.size, r.threads, r.direction, r.peer): r for r in results}
+    lines = []
+    for size, threads in dict.fromkeys((r.size, r.threads) for r in results):
+        parts = []
+        for direction in (FORWARD, BOTH):
+            kernel, eager = (found[size, threads, direction, peer] for peer in (KERNEL, DIAGONAL))
+            ratio = eager.seconds.q50 / kernel.seconds.q50
+            extra = kernel.extra.tensors / kernel.elements
+            parts.append(
+                f"{direction} {_ns(kernel)} ns per element, {ratio:.2g} times as fast as the eager diagonal, "
+                f"{extra:.2f} extra bytes per element"
+            )
+        lines.append(f"- {size}, {threads} thread{'s' * (threads > 1)}: {'; '.join(parts)}")
+    return [*lines, ""]
+
+
+def _tables(results: list[Result], *, whole: bool) -> list[str]:
     lines: list[str] = []
     for direction in (FORWARD, BOTH):
         some = [result for result in results if result.direction == direction]
@@ -82,6 +101,8 @@ def _tables(results: list[Result]) -> list[str]:
         lines += _grid(some, "ns per element", {(r.peer, r.size): _ns(r) for r in some})
         ratio = {(r.peer, r.size): f"{r.seconds.q50 / kernel[r.size]:.3g}" for r in some}
         lines += _grid(some, f"time / time of {KERNEL}", ratio)
+        if not whole:
+            continue
         moved = {
             (r.peer, r.size): f"{r.bytes_per_element:.3g} ({r.as_json()['gigabytes_per_second']:.3g})"
             for r in some
@@ -92,7 +113,8 @@ def _tables(results: list[Result]) -> list[str]:
     return lines
 
 
-def markdown(results: list[Result], hardware: dict[str, Any], command: str) -> str:
+def markdown(results: list[Result], hardware: dict[str, Any], command: str, *, whole: bool = True) -> str:
+    """The report; without `whole` only times and ratios."""
     machine = "{cpu}, {cores} cores, {instruction_set}, {memory_gib} GiB; {system}".format(**hardware)
     versions = "Python {python}, torch {torch}, rhovae-ext {rhovae_ext}".format(**hardware)
     lines = [
@@ -102,10 +124,12 @@ def markdown(results: list[Result], hardware: dict[str, Any], command: str) -> s
         "",
         PREAMBLE,
     ]
+    if hardware["load_before"][0] > BUSY:
+        lines += ["**Other programs were running: these times are too long, the ratios unsure.**", ""]
     for threads in dict.fromkeys(result.threads for result in results):
         lines += [f"## {threads} thread{'s' * (threads > 1)}", ""]
-        lines += _tables([result for result in results if result.threads == threads])
-    return "\n".join(lines)
+        lines += _tables([result for result in results if result.threads == threads], whole=whole)
+    return "\n".join(lines + headline(results))
 
 
 def plot(results: list[Result], title: str, path: Path) -> None:

@@ -17,7 +17,7 @@ import rhovae_ext
 from bench import memory, report
 from bench.__main__ import moved_bytes
 from bench.memory import BOTH, FORWARD, Extra
-from bench.peers import KERNEL, dense_cholesky, diagonal, output_gradients, paper_loop, peers
+from bench.peers import DIAGONAL, KERNEL, dense_cholesky, diagonal, output_gradients, paper_loop, peers
 from bench.report import Result
 from bench.timing import Quantiles, interleaved
 from bench.verify import refuse_if_wrong
@@ -148,9 +148,9 @@ def test_reports_are_written_and_never_overwritten(tmp_path: Path) -> None:
         result(peer, rows, direction, seconds)
         for rows in (10, 20)
         for direction in (FORWARD, BOTH)
-        for peer, seconds in ((KERNEL, 1e-6), ("other", 3e-6))
+        for peer, seconds in ((KERNEL, 1e-6), (DIAGONAL, 3e-6))
     ]
-    machine = {
+    machine: dict[str, Any] = {
         "cpu": "Some CPU",
         "cores": 2,
         "instruction_set": "avx2",
@@ -169,6 +169,10 @@ def test_reports_are_written_and_never_overwritten(tmp_path: Path) -> None:
     assert record["results"][0]["ns_per_element"] == pytest.approx(10.0)
     assert record["results"][0]["gigabytes_per_second"] == pytest.approx(0.8)
     table = first[1].read_text()
-    assert "| other | 3 | 3 |" in table
+    assert f"| {DIAGONAL} | 3 | 3 |" in table
     assert "10 (9-12)" in table
+    assert "- 10 x 10, 1 thread: forward 10 (9-12) ns per element, 3 times as fast" in table
+    assert "Other programs" not in table
+    machine["load_before"] = [1.5]
+    assert "Other programs" in report.markdown(results, machine, "python -m bench")
     assert first[2].stat().st_size > 10_000
