@@ -111,7 +111,9 @@ class Needs:
             min(count, have + i.opcode.startswith(opcode))
             for (opcode, count), have in zip(self.opcodes, state[:k], strict=True)
         ]
-        passed = [have or int(bool(i.lines & wanted)) for wanted, have in zip(self.lines, state[k:], strict=True)]
+        passed = [
+            have or int(bool(i.lines & wanted)) for wanted, have in zip(self.lines, state[k:], strict=True)
+        ]
         return (*counted, *passed)
 
 
@@ -168,7 +170,7 @@ class RowCost:
     """Instructions a thread spends on one tile of a row, and beside its tiles on the row itself."""
 
     tile: list[Instruction]
-    beside: int
+    beside: list[Instruction]
 
     @cache  # noqa: B019
     def kinds(self) -> Counter[str]:
@@ -190,7 +192,7 @@ def row_cost(kernel: Kernel, tile: Needs, end: Needs) -> RowCost | None:
         after = shortest(kernel, last + 1, outer[0][1], end)
         if before is None or after is None:
             return None
-        return RowCost(path, len(before) - 1 + len(after))
+        return RowCost(path, before[:-1] + after)
     return None
 
 
@@ -235,7 +237,11 @@ def instructions_of(section: str) -> list[Instruction]:
             waiting.append(label[1])
         elif line := LINE.search(text):
             # A record, and those of the calls it is inlined in, follow one another.
-            lines = lines | {(Path(line[1]).name, int(line[2]))} if fresh else {(Path(line[1]).name, int(line[2]))}
+            lines = (
+                lines | {(Path(line[1]).name, int(line[2]))}
+                if fresh
+                else {(Path(line[1]).name, int(line[2]))}
+            )
             fresh = True
         elif found := INSTRUCTION.search(text):
             address = int(found[1], 16)
@@ -244,6 +250,8 @@ def instructions_of(section: str) -> list[Instruction]:
             parsed.append((address, found[2] or "", found[3], found[4], frozenset(lines)))
     done = []
     for address, predicate, opcode, operands, at in parsed:
-        named = re.sub(r"`?\(?(\.L_\w+)\)?", lambda m: hex(labels[m[1]]) if m[1] in labels else m[0], operands)
+        named = re.sub(
+            r"`?\(?(\.L_\w+)\)?", lambda m: hex(labels[m[1]]) if m[1] in labels else m[0], operands
+        )
         done.append(Instruction(address, predicate, opcode, named, at))
     return done
