@@ -1,8 +1,8 @@
 """Reading the kernels' machine code: resources, and the instructions an element costs on the path it takes.
 
 A kernel's loop over a row has many paths (aligned or not, noise drawn or given). The one that counts is the
-shortest that does what the case at hand has to do: it draws noise, scans, reads and writes 16 bytes at once,
-and comes by the source lines of the formulas that are needed. Line numbers are there with nvcc's -lineinfo.
+shortest that does what the case at hand has to do, told by the instructions it must pass: logarithms and
+sines of the noise, shuffles of the scan, reads and writes of 16 bytes at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 KINDS = {
@@ -27,7 +26,6 @@ KINDS = {
     "move": r"I?MOV|IMAD\.MOV|UMOV|R2UR|S2R|S2UR|CS2R|R2P|P2R|VOTE",
 }
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
-LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
 
 
 def kind_of(opcode: str) -> str:
@@ -43,7 +41,6 @@ class Instruction:
     predicate: str
     opcode: str
     operands: str
-    lines: frozenset[tuple[str, int]]
 
     @property
     def target(self) -> int | None:
@@ -90,49 +87,22 @@ class Kernel:
         return sorted(found, key=lambda loop: loop[1] - loop[0])
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a path has to do: so many instructions of these kinds, and lines of these functions."""
-
-    opcodes: tuple[tuple[str, int], ...] = ()
-    lines: tuple[frozenset[tuple[str, int]], ...] = ()
-
-    @property
-    def start(self) -> tuple[int, ...]:
-        return (0,) * (len(self.opcodes) + len(self.lines))
-
-    @property
-    def done(self) -> tuple[int, ...]:
-        return (*(count for _, count in self.opcodes), *(1 for _ in self.lines))
-
-    def after(self, state: tuple[int, ...], i: Instruction) -> tuple[int, ...]:
-        k = len(self.opcodes)
-        counted = [
-            min(count, have + i.opcode.startswith(opcode))
-            for (opcode, count), have in zip(self.opcodes, state[:k], strict=True)
-        ]
-        passed = [
-            have or int(bool(i.lines & wanted)) for wanted, have in zip(self.lines, state[k:], strict=True)
-        ]
-        return (*counted, *passed)
+# What a path has to pass: so many instructions whose opcodes begin so.
+Needs = tuple[tuple[str, int], ...]
 
 
-def lines_of(source: Path, *functions: str) -> tuple[frozenset[tuple[str, int]], ...]:
-    """The lines of functions of a source file, each a need of its own."""
-    text = source.read_text().splitlines()
-    found = []
-    for function in functions:
-        first = next(n for n, line in enumerate(text, 1) if re.search(rf"\b{function}\(", line))
-        last = next(n for n, line in enumerate(text, 1) if n >= first and line.rstrip().endswith("}"))
-        found.append(frozenset((source.name, n) for n in range(first, last + 1)))
-    return tuple(found)
+def _after(needs: Needs, state: tuple[int, ...], opcode: str) -> tuple[int, ...]:
+    return tuple(
+        min(count, have + opcode.startswith(wanted))
+        for (wanted, count), have in zip(needs, state, strict=True)
+    )
 
 
 def shortest(kernel: Kernel, first: int, last: int, needs: Needs) -> list[Instruction] | None:
     """The instructions of the shortest path from `first` to `last`, both included, that meets the needs."""
     code = kernel.instructions
     best: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, tuple[int, ...]] | None]] = {}
-    start = (first, needs.after(needs.start, code[first]))
+    start = (first, _after(needs, (0,) * len(needs), code[first].opcode))
     best[start] = (1, None)
     pending = [start]
     while pending:  # every edge costs one: breadth first
@@ -150,12 +120,12 @@ def shortest(kernel: Kernel, first: int, last: int, needs: Needs) -> list[Instru
             for way in ways:
                 if not first <= way <= last:
                     continue
-                there = (way, needs.after(state, code[way]))
+                there = (way, _after(needs, state, code[way].opcode))
                 if there not in best:
                     best[there] = (best[here][0] + 1, here)
                     following.append(there)
         pending = following
-    end: tuple[int, tuple[int, ...]] | None = (last, needs.done)
+    end: tuple[int, tuple[int, ...]] | None = (last, tuple(count for _, count in needs))
     if end not in best:
         return None
     path = []
@@ -172,11 +142,9 @@ class RowCost:
     tile: list[Instruction]
     beside: list[Instruction]
 
-    @cache  # noqa: B019
+    @property
     def kinds(self) -> Counter[str]:
         return Counter(kind_of(i.opcode) for i in self.tile)
-
-    __hash__ = object.__hash__
 
 
 def row_cost(kernel: Kernel, tile: Needs, end: Needs) -> RowCost | None:
@@ -188,7 +156,7 @@ def row_cost(kernel: Kernel, tile: Needs, end: Needs) -> RowCost | None:
         outer = [loop for loop in kernel.loops() if loop[0] <= first and loop[1] > last]
         if not outer:
             return None
-        before = shortest(kernel, outer[0][0], first, Needs())
+        before = shortest(kernel, outer[0][0], first, ())
         after = shortest(kernel, last + 1, outer[0][1], end)
         if before is None or after is None:
             return None
@@ -204,7 +172,7 @@ def demangle(names: Iterable[str]) -> dict[str, str]:
 
 def read_cubin(cubin: Path, nvdisasm: str, cuobjdump: str) -> list[Kernel]:
     """Every kernel of a cubin."""
-    listing = subprocess.run([nvdisasm, "-c", "-g", cubin], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
     usage = subprocess.run(
         [cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
     ).stdout
@@ -226,32 +194,23 @@ def read_cubin(cubin: Path, nvdisasm: str, cuobjdump: str) -> list[Kernel]:
 
 
 def instructions_of(section: str) -> list[Instruction]:
-    """Labels become addresses; a line's record holds for the instructions after it."""
+    """Labels become addresses."""
     labels: dict[str, int] = {}
     waiting: list[str] = []
-    parsed: list[tuple[int, str, str, str, frozenset[tuple[str, int]]]] = []
-    lines: set[tuple[str, int]] = set()
-    fresh = False
+    parsed: list[tuple[int, str, str, str]] = []
     for text in section.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", text):
             waiting.append(label[1])
-        elif line := LINE.search(text):
-            # A record, and those of the calls it is inlined in, follow one another.
-            lines = (
-                lines | {(Path(line[1]).name, int(line[2]))}
-                if fresh
-                else {(Path(line[1]).name, int(line[2]))}
-            )
-            fresh = True
         elif found := INSTRUCTION.search(text):
             address = int(found[1], 16)
             labels.update(dict.fromkeys(waiting, address))
-            waiting, fresh = [], False
-            parsed.append((address, found[2] or "", found[3], found[4], frozenset(lines)))
-    done = []
-    for address, predicate, opcode, operands, at in parsed:
-        named = re.sub(
-            r"`?\(?(\.L_\w+)\)?", lambda m: hex(labels[m[1]]) if m[1] in labels else m[0], operands
-        )
-        done.append(Instruction(address, predicate, opcode, named, at))
-    return done
+            waiting = []
+            parsed.append((address, found[2] or "", found[3], found[4]))
+
+    def address_of(label: re.Match[str]) -> str:
+        return hex(labels[label[1]]) if label[1] in labels else label[0]
+
+    return [
+        Instruction(address, predicate, opcode, re.sub(r"`?\(?(\.L_\w+)\)?", address_of, operands))
+        for address, predicate, opcode, operands in parsed
+    ]
