@@ -48,7 +48,7 @@ sanitize: env  ## the C++ tests and the emulated CUDA kernels under address, und
 	  && cmake --build $$folder && ctest --test-dir $$folder --output-on-failure || exit 1; \
 	done
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR) \
+	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) \
 	  $(PY) -m pytest tests/cuda_emulator -o pythonpath="build/sanitize-address" $(PYTEST_ARGS)
 
 lint: env  ## ruff, mypy and clang-format, changing nothing

@@ -119,7 +119,7 @@ def measure(rows: int, d: int, name: str, backend: str) -> list[Result]:
         if direction == FORWARD:
             return peer.forward
         given = zip(gradients, peer.forward(), strict=True)
-        return partial(peer.forward_backward, tuple(g.to(output.dtype) for g, output in given))  # type: ignore[arg-type]
+        return partial(peer.forward_backward, tuple(g.to(output.dtype) for g, output in given))
 
     results = []
     for direction in (FORWARD, BOTH):
@@ -258,8 +258,8 @@ def write(
     lines = [
         f"# {machine['gpu']}",
         "",
-        f"torch {machine['torch']}, CUDA {machine['cuda']}, Python {machine['python']}; `{command}`. Medians of "
-        "interleaved repetitions timed by CUDA events; inputs in turn, together more than the L2 holds.",
+        f"torch {machine['torch']}, CUDA {machine['cuda']}, Python {machine['python']}; `{command}`. Medians "
+        "of interleaved repetitions timed by CUDA events; inputs in turn, together more than the L2 holds.",
         "",
         *(f"- {step['name']}: {step['outcome']} ({step['seconds']:.0f} s)" for step in steps),
         "",
