@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(Team::kThreads, kBlocks<T>)
     const Sink<T> dmu_at(p.dmu, span.row * p.steps);
     const V h = with_kl ? Source<T>(p.lead, p.dkl, span).at(0) : V(0);
     V x_carry = V(0), t_carry = V(0), gx = V(0), gt = V(0);
+    V mu[N] = {};  // stays zero without a KL
     chain.load(team.rank() * N, span.steps);
     const bool wide = span.steps > 0 && dz_at.own_type() && aligned(dz_at.own()) && aligned(dmu_at.own()) &&
                       dmu_at.own_type() && (!with_kl || (mu_at.per_step() && aligned(mu_at.own())));
@@ -130,12 +131,9 @@ __global__ void __launch_bounds__(Team::kThreads, kBlocks<T>)
       chain.load_next();
 #pragma unroll
       for (int j = 0; j < N; ++j) gx += g[j] * x[j], gt += g[j] * t[j];
-      if (with_kl) {
-        V mu[N];
-        load<kWhole>(mu_at, k, span.steps, mu);
+      if (with_kl) load<kWhole>(mu_at, k, span.steps, mu);
 #pragma unroll
-        for (int j = 0; j < N; ++j) g[j] = advance(h, mu[j], g[j]);
-      }
+      for (int j = 0; j < N; ++j) g[j] = advance(h, mu[j], g[j]);
       store<kWhole>(dmu_at, k, span.steps, g);
     });
     gx = team.sum(gx), gt = team.sum(gt);
