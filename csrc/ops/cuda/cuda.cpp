@@ -38,11 +38,11 @@ static Key key_of(const OptionalTensor& key, const Tensor& mu, int64_t row_offse
     TORCH_CHECK_VALUE(!needed, "rhovae::ar1: neither key nor eps was given");
     return found;
   }
-  TORCH_CHECK_VALUE(
-      key->scalar_type() == at::kUInt64 && key->dim() == 1 && key->size(0) == 2 &&
-          (key->is_cpu() || key->device() == mu.device()),
-      "rhovae::ar1: key must be a uint64 tensor (seed, offset) on the CPU or on mu's device (",
-      mu.device(), "), got ", key->scalar_type(), " of shape ", key->sizes(), " on ", key->device());
+  TORCH_CHECK_VALUE(key->scalar_type() == at::kUInt64 && key->dim() == 1 && key->size(0) == 2 &&
+                        (key->is_cpu() || key->device() == mu.device()),
+                    "rhovae::ar1: key must be a uint64 tensor (seed, offset) on the CPU or on mu's device (",
+                    mu.device(), "), got ", key->scalar_type(), " of shape ", key->sizes(), " on ",
+                    key->device());
   if (key->is_cpu()) {
     const auto* words = static_cast<const uint64_t*>(key->const_data_ptr());
     found.noise.seed = words[0];
