@@ -87,11 +87,11 @@ def _to_chain(q: AR1Normal, p: AR1Normal) -> Tensor:
     ``1 - r^2 = 1/cosh(b)^2``.
     """
     _check_event("AR1Normal", q, p.loc.shape[-1])
-    m = (q.loc - p.loc).to(p.scale.dtype) / p.scale
-    log_s = q.log_scale - p.log_scale
-    m, log_s = torch.broadcast_tensors(m, log_s)
+    # what one value says for a whole row is computed once for it
+    m = (q.loc - p.loc) * torch.exp(-p._log_scale)
+    m, log_s = torch.broadcast_tensors(m, q._log_scale - p._log_scale)
     s = log_s.exp()
-    a, b = q.corr_logit, bounded(p.corr_logit)
+    a, b = q._corr_logit, bounded(p._corr_logit)
     gain = log_cosh(a) - log_cosh(b)  # 1/2 log((1 - r^2) / (1 - rho^2))
     fresh = torch.exp(2.0 * (log_s[..., 1:] - gain))
     carried = _innovation(a.tanh() * s[..., 1:], s[..., :-1], b)
