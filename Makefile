@@ -14,6 +14,8 @@ INSTALLED := $(VENV)/.installed
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST_ARGS ?=
+# A process a core, each with one thread: many small tests.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help env build demo test test-native test-python sanitize lint format bench cuda-check gpu-report clean
@@ -38,7 +40,7 @@ test-native: env  ## the C++ tests alone, without torch
 	ctest --test-dir $(NATIVE) --output-on-failure
 
 test-python: build test-native  ## the Python tests; PYTEST_ARGS="-k kl -x" is handed on
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 sanitize: env  ## the C++ tests and the emulated CUDA kernels under address, undefined and thread sanitizers
 	@for kind in address,undefined thread; do \
@@ -48,8 +50,8 @@ sanitize: env  ## the C++ tests and the emulated CUDA kernels under address, und
 	  && cmake --build $$folder && ctest --test-dir $$folder --output-on-failure || exit 1; \
 	done
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) \
-	  $(PY) -m pytest tests/cuda_emulator -o pythonpath="build/sanitize-address" $(PYTEST_ARGS)
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR) \
+	  $(PYTEST) tests/cuda_emulator -o pythonpath="build/sanitize-address" $(PYTEST_ARGS)
 
 lint: env  ## ruff, mypy and clang-format, changing nothing
 	ruff check .
@@ -72,7 +74,7 @@ cuda-check: test-native $(CUDA_ENV_READY)  ## compile, link, import and read the
 	cd $(CUDA_SOURCES) && RHOVAE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;12.0" \
 	  $(CUDA_PY) -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --editable .
 	cd $(CUDA_SOURCES) && RHOVAE_VECTORS=$${RHOVAE_VECTORS-$(CURDIR)/../shared/vectors} \
-	  PYTHONPATH=$(CURDIR)/build/native $(CUDA_PY) -m pytest tests/ext $(PYTEST_ARGS)
+	  PYTHONPATH=$(CURDIR)/build/native $(PYTEST:$(PY)=$(CUDA_PY)) tests/ext $(PYTEST_ARGS)
 	cd $(CUDA_SOURCES) && $(CUDA_PY) -m bench.cuda_check rhovae_ext/_C*.so --out $(CURDIR)/build/cuda-budget.md
 
 gpu-report:  ## on a machine with a GPU, with its own torch: build, tests on cuda, compute-sanitizer, benchmark
