@@ -263,7 +263,7 @@ class BackwardSpan {
 };
 
 template <class T, class Team, bool kPerStep>
-__global__ void __launch_bounds__(Team::kThreads)
+__global__ void __launch_bounds__(Team::kThreads, 1)
     backward_kernel(const __grid_constant__ Arguments<Backward> args) {
   Team team(args.plan.lanes);
   const OpenKey key(args.key);

@@ -135,7 +135,7 @@ class ForwardSpan {
 };
 
 template <class T, class Team, bool kPerStep>
-__global__ void __launch_bounds__(Team::kThreads)
+__global__ void __launch_bounds__(Team::kThreads, 1)
     forward_kernel(const __grid_constant__ Arguments<Forward> args) {
   Team team(args.plan.lanes);
   const OpenKey key(args.key);

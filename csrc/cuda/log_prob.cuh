@@ -85,7 +85,7 @@ class Residuals {
 };
 
 template <class T, class Team>
-__global__ void __launch_bounds__(Team::kThreads, 512 / Team::kThreads)
+__global__ void __launch_bounds__(Team::kThreads, 384 / Team::kThreads)
     log_prob_kernel(const __grid_constant__ DensityArguments<LogProb> args) {
   using V = Arithmetic<T>;
   constexpr int N = kItems<T>;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(Team::kThreads, 512 / Team::kThreads)
 }
 
 template <class T, class Team>
-__global__ void __launch_bounds__(Team::kThreads, 512 / Team::kThreads)
+__global__ void __launch_bounds__(Team::kThreads, 384 / Team::kThreads)
     log_prob_backward_kernel(const __grid_constant__ DensityArguments<LogProbBackward> args) {
   using V = Arithmetic<T>;
   constexpr int N = kItems<T>;

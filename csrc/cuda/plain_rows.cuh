@@ -49,7 +49,7 @@ __device__ __forceinline__ void store(const Sink<T>& sink, int k, int steps, V (
 }
 
 template <class T, class Team>
-__global__ void __launch_bounds__(Team::kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team>)
     plain_forward_kernel(const __grid_constant__ Arguments<Forward> args) {
   using V = Arithmetic<T>;
   constexpr int N = kItems<T>;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(Team::kThreads, kBlocks<T>)
 }
 
 template <class T, class Team>
-__global__ void __launch_bounds__(Team::kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team>)
     plain_backward_kernel(const __grid_constant__ Arguments<Backward> args) {
   using V = Arithmetic<T>;
   constexpr int N = kItems<T>;

@@ -7,7 +7,7 @@
 namespace rhovae::cuda {
 
 template <class T, class P>
-__global__ void __launch_bounds__(BlockTeam::kThreads)
+__global__ void __launch_bounds__(BlockTeam::kThreads, 1)
     reduce_kernel(const __grid_constant__ Arguments<P> args) {
   using V = Arithmetic<T>;
   constexpr int N = kItems<T>;

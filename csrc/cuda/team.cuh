@@ -207,11 +207,13 @@ class BlockTeam {
 };
 
 // Blocks of 128 threads that a multiprocessor has to hold at once, and with that the registers a thread may
-// take: enough warps to hide the memory. A thread holds twice as many elements of the half types; float64 is
-// bound by its arithmetic.
+// take: enough warps to hide the memory. A thread holds twice as many elements of the half types; teams of
+// several sizes need a few registers more; float64 is bound by its arithmetic.
+template <class T, class Team>
+constexpr int kBlocks = sizeof(T) == 4   ? 6
+                        : sizeof(T) == 2 ? 5
+                                         : 4;
 template <class T>
-constexpr int kBlocks = sizeof(T) == 8   ? 4
-                        : sizeof(T) == 4 ? 6
-                                         : 5;
+constexpr int kBlocks<T, WarpTeam<0>> = sizeof(T) == 4 ? 5 : 4;
 
 }  // namespace rhovae::cuda
