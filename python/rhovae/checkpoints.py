@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import pickle
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
 
 from rhovae.runs import RunError, write_atomically
 
@@ -41,6 +43,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise RunError(f"{path} is damaged and cannot be loaded ({error})") from error
     return checkpoint
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: Path) -> None:
+    """Put the weights into the model.
+
+    Raises:
+        RunError: names or shapes differ; the message says which.
+    """
+    own = model.state_dict()
+    differences = [f"{name} is missing" for name in own if name not in weights]
+    differences += [f"{name} is not in the model" for name in weights if name not in own]
+    differences += [
+        f"{name} is {tuple(weights[name].shape)} where the model has {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if differences:
+        shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
+        raise RunError(
+            f"{origin} does not fit the model that its settings describe ({len(differences)} differences): "
+            f"{shown}. Load it with the settings that it was written with"
+        )
+    model.load_state_dict(dict(weights))
 
 
 def random_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m rhovae train | evaluate | sample | compare | demo | doctor``."""
+"""The command line: ``python -m rhovae train | evaluate | sample | compare | reproduce | demo | doctor``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhovae.config import ConfigError, TrainConfig, add_flags, given_flags, resolve
 from rhovae.idx import DataError
+from rhovae.models import MODELS
 from rhovae.posteriors import POSTERIORS
 from rhovae.runs import Run, RunError, new_folder, resume_config, write_json
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # at this size threads cost more than they bring, and on a busy machine they wait for each other
 _DEMO = {"epochs": 100, "batch_size": 64, "iwae_samples": 256, "threads": 1}
+_REPRODUCE = {"dataset": "fashion-mnist", "epochs": 15, "iwae_samples": 500, "threads": 1}
 _DEMO_POSTERIORS = ("diag", "rho", "ar1")
 
 
@@ -94,10 +96,19 @@ def _parser() -> argparse.ArgumentParser:
         "sample",
         _sample,
         "pictures from a trained run",
-        "Write a grid of samples from the prior and a sheet of reconstructions as PNG.",
+        "Write a grid of samples from the prior and a sheet of reconstructions as PNG; with --from, the\n"
+        "samples alone, which need no data set.",
         "python -m rhovae sample runs/digits-vanilla-rho-1 --count 100 --out pictures",
     )
-    sample.add_argument("folder", type=Path, help="folder of a run")
+    source = sample.add_mutually_exclusive_group(required=True)
+    source.add_argument("folder", type=Path, nargs="?", help="folder of a run")
+    source.add_argument(
+        "--from",
+        dest="weights",
+        type=Path,
+        metavar="PATH",
+        help="model.safetensors, or a folder with one, such as a run",
+    )
     sample.add_argument("--count", type=_positive, default=64, metavar="N", help="samples (default: 64)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
     sample.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: as trained)")
@@ -117,6 +128,37 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     compare.add_argument("--out", type=Path, metavar="DIR", help="folder, new or empty (default: numbered)")
     add_flags(compare, leave_out=("posterior",))
+
+    reproduce = command(
+        "reproduce",
+        _reproduce,
+        "the paper's experiments: models x posteriors x seeds, one report",
+        "Train every model with every posterior and seed, several runs at a time, and write one report with\n"
+        "tables, curves and sample grids. Stopped, the same command goes on where it was. A folder keeps to\n"
+        "the settings that it was begun with. The objective of the authors' published code is the posterior\n"
+        "'published', which has to be asked for (docs/audit.md).",
+        "python -m rhovae reproduce --models vanilla beta --latent-dims 10 32 --jobs 2 --out report",
+    )
+    reproduce.add_argument(
+        "--models", nargs="+", metavar="NAME", default=MODELS.names(), help="which (default: all)"
+    )
+    reproduce.add_argument(
+        "--posteriors", nargs="+", metavar="NAME", default=POSTERIORS.names(), help="which (default: all)"
+    )
+    reproduce.add_argument(
+        "--latent-dims", nargs="+", type=_positive, metavar="N", default=[10], help="d (default: 10)"
+    )
+    reproduce.add_argument(
+        "--seeds", type=_positive, default=5, metavar="N", help="runs of each (default: 5)"
+    )
+    reproduce.add_argument(
+        "--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default: 1)"
+    )
+    reproduce.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    reproduce.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder, new or to go on in"
+    )
+    add_flags(reproduce, leave_out=("model", "posterior", "latent_dim", "seed"), **_REPRODUCE)
 
     demo = command(
         "demo",
@@ -148,7 +190,7 @@ def _positive(text: str) -> int:
 def _train(arguments: argparse.Namespace) -> None:
     from rhovae.comparison import finish
     from rhovae.data import load_dataset
-    from rhovae.training import check_machine, fit, is_first_process
+    from rhovae.training import check_machine, check_model, fit, is_first_process
 
     flags = given_flags(arguments)
     if arguments.resume:
@@ -163,6 +205,7 @@ def _train(arguments: argparse.Namespace) -> None:
         check_machine(config)
         # a data set that is not there must not leave a folder behind
         data = load_dataset(config.dataset, config.data_dir)
+        check_model(config, data)
         run = Run.create(config, arguments.out) if is_first_process() else Run(Path("runs"))
     first = is_first_process()
     if first:
@@ -174,7 +217,9 @@ def _train(arguments: argparse.Namespace) -> None:
     if first:
         result = finish(run, config, model, data)
         _print_result(result)
-        print(f"written to {run.folder}: metrics.json, history.csv, {_pictures(run.folder)}")
+        print(
+            f"written to {run.folder}: metrics.json, history.csv, model.safetensors, {_pictures(run.folder)}"
+        )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -196,6 +241,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     from rhovae import pictures
 
+    if arguments.weights:
+        from rhovae.weights import load_vae
+
+        path = arguments.weights
+        beside = path if path.is_dir() else path.parent
+        picture = (arguments.out or beside) / "samples.png"
+        print(pictures.write_samples(load_vae(path), picture, count=arguments.count, seed=arguments.seed))
+        return
     run, _, model, data = _open(arguments)
     folder = arguments.out or run.folder
     print(pictures.write_samples(model, folder / "samples.png", count=arguments.count, seed=arguments.seed))
@@ -205,6 +258,39 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     config = resolve(arguments.config, given_flags(arguments))
     _compare_with(config, arguments.posteriors, arguments.out, "compare")
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from rhovae.data import load_dataset
+    from rhovae.report import write_report
+    from rhovae.reproduction import Plan, keep_plan, run_all, sole_user
+    from rhovae.training import check_machine, check_model, use_threads
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    config = resolve(arguments.config, given_flags(arguments), **_REPRODUCE)
+    plan = Plan(
+        tuple(arguments.models),
+        tuple(arguments.posteriors),
+        tuple(arguments.latent_dims),
+        arguments.seeds,
+        config,
+    )
+    jobs = plan.jobs()
+    if len(set(jobs)) < len(jobs):
+        raise ConfigError("a model, posterior or latent dimension is named twice; name each once")
+    check_machine(config)
+    data = load_dataset(config.dataset, config.data_dir)
+    for job in jobs:
+        if job.seed == 0:
+            check_model(job, data)
+    with sole_user(arguments.out):
+        keep_plan(plan, arguments.out)
+        run_all(plan, arguments.out, arguments.jobs, say)
+        use_threads(config)
+        command = ["python", "-m", "rhovae", *sys.argv[1:]]
+        say(f"written: {write_report(plan, arguments.out, command, say)}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -218,7 +304,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _compare_with(config: TrainConfig, posteriors: Sequence[str], out: Path | None, name: str) -> Path:
     from rhovae.comparison import compare, markdown
     from rhovae.data import load_dataset
-    from rhovae.training import check_machine, is_first_process
+    from rhovae.training import check_machine, check_model, is_first_process
 
     if not is_first_process():
         raise ConfigError("compare and demo run in one process; use train under torchrun")
@@ -226,6 +312,8 @@ def _compare_with(config: TrainConfig, posteriors: Sequence[str], out: Path | No
         config.replace(posterior=posterior)
     check_machine(config)
     data = load_dataset(config.dataset, config.data_dir)
+    for posterior in posteriors:
+        check_model(config.replace(posterior=posterior), data)
     if out is not None and out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is not empty and a run never overwrites another; give another --out")
     folder = out or new_folder(Path("runs"), f"{name}-{config.dataset}")

@@ -14,13 +14,18 @@ from rhovae.evaluation import evaluate
 from rhovae.models import VAE
 from rhovae.runs import Run, write_json
 from rhovae.training import fit, noise_seed, read_history
+from rhovae.weights import save_model
 
 
 def finish(run: Run, config: TrainConfig, model: VAE, data: ImageData) -> dict[str, Any]:
     """Evaluate a trained model on the test split, and write its metrics and pictures into the run."""
     history = read_history(run.history_file)
     metrics = evaluate(
-        model, data.test, iwae_samples=config.iwae_samples, seed=noise_seed(config.seed, "evaluate")
+        model,
+        data.test,
+        iwae_samples=config.iwae_samples,
+        seed=noise_seed(config.seed, "evaluate"),
+        training_batch=config.batch_size,
     )
     result = {
         "dataset": config.dataset,
@@ -30,8 +35,10 @@ def finish(run: Run, config: TrainConfig, model: VAE, data: ImageData) -> dict[s
         "seconds_per_epoch": statistics.median(row["seconds"] for row in history),
         **metrics.as_dict(),
     }
-    write_json(result, run.metrics_file)
+    save_model(model, config, result, run.folder)
     pictures.write_all(model, data.test, history, run.folder)
+    # last, so that a run which has its metrics has everything
+    write_json(result, run.metrics_file)
     return result
 
 
@@ -81,6 +88,11 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         )
         for result in results
     ]
+    return table(columns, rows)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is a name and whose others are figures."""
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:

@@ -33,11 +33,17 @@ class TrainConfig:
     data_dir: str | None = _setting(None, "folder of the data set's files, where it needs one")
     model: str = _setting("vanilla", "network: {models}")
     hidden: int = _setting(400, "width of the hidden layers")
+    encoder: str | None = _setting(None, "encoder of your own in its place, as package.module:Name")
+    decoder: str | None = _setting(None, "decoder of your own in its place, as package.module:Name")
     posterior: str = _setting("rho", "posterior: {posteriors}")
     latent_dim: int = _setting(10, "latent dimensions d")
     epochs: int = _setting(100, "passes over the training data")
     batch_size: int = _setting(128, "rows of a step, over all processes together")
     learning_rate: float = _setting(1e-3, "Adam's learning rate")
+    beta: float | None = _setting(None, "weight of the KL (default: the model's: 1, for beta 4)")
+    kl_warmup: float = _setting(0.0, "epochs over which that weight grows from 0")
+    free_bits: float = _setting(0.0, "nats of each dimension's KL that cost nothing")
+    mmd: float | None = _setting(None, "weight of the MMD term (default: the model's: 0, for info 1000)")
     seed: int = _setting(0, "of the weights, the order of the data and the noise")
     precision: str = _setting("32", "arithmetic: " + ", ".join(PRECISIONS))
     threads: int = _setting(0, "CPU threads of each process (0: torch's choice)")
@@ -62,6 +68,10 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("beta", "kl_warmup", "free_bits", "mmd"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < float("inf"):
+                raise ConfigError(f"{name} must be at least 0 and finite, got {value}")
         if not 0.0 < self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.precision not in PRECISIONS:
@@ -89,8 +99,10 @@ def make_config(settings: Mapping[str, Any], origin: str) -> TrainConfig:
 
 
 def _convert(name: str, value: Any, kind: Any, origin: str) -> Any:
-    if kind == str | None:
-        return None if value is None else str(value)
+    if kind in (str | None, float | None):
+        if value is None:
+            return None
+        kind = str if kind == str | None else float
     # YAML 1.1 reads 1e-3 as text and `32` as a number
     try:
         if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
@@ -136,7 +148,7 @@ def add_flags(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = (
     for setting in fields(TrainConfig):
         if setting.name in leave_out:
             continue
-        kind = hints[setting.name]
+        kind = {float | None: float, str | None: str}.get(hints[setting.name], hints[setting.name])
         default = defaults.get(setting.name, setting.default)
         shown = "" if default is None else f" (default: {default})"
         group.add_argument(

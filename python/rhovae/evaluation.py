@@ -21,6 +21,8 @@ class Metrics:
     iwae_samples: int
     negative_elbo: float
     negative_elbo_se: float
+    reported: float
+    """What the training objective's formula says in its place: another value for ``published`` alone."""
     reconstruction: float
     reconstruction_se: float
     kl: float
@@ -46,6 +48,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 100,
     chunk: int = 16,
+    training_batch: int = 128,
 ) -> Metrics:
     """ELBO, its terms, the IWAE-K likelihood and the active units of a model on a data set.
 
@@ -55,11 +58,12 @@ def evaluate(
     Args:
         iwae_samples: K, importance samples an image.
         batch_size, chunk: images and samples decoded at once: what the memory is made of.
+        training_batch: rows of a training step, which the ``reported`` objective may depend on.
     """
     training = model.training
     model.eval()
     weight = model.head.linear.weight
-    log_likelihoods, kls, bounds, means, rhos = [], [], [], [], []
+    log_likelihoods, kls, costs, bounds, means, rhos = [], [], [], [], [], []
     for first in range(0, len(images), batch_size):
         x = images.pixels(slice(first, first + batch_size), weight.dtype).to(weight.device)
         posterior = model.encode(x)
@@ -74,10 +78,12 @@ def evaluate(
         log_likelihoods.append(estimate.log_likelihood)
         bounds.append(estimate.bound)
         kls.append(posterior.kl())
+        costs.append(posterior.training_kl(kls[-1], training_batch))
         means.append(posterior.mean)
         rhos.append(posterior.rho.abs().sum(-1))
     model.train(training)
     reconstruction, kl = -torch.cat(log_likelihoods).double(), torch.cat(kls).double()
+    cost = torch.cat(costs).double()
     nll = -torch.cat(bounds).double()
     steps = max(1, model.latent_dim - 1)
     return Metrics(
@@ -85,6 +91,7 @@ def evaluate(
         iwae_samples=iwae_samples,
         negative_elbo=(reconstruction + kl).mean().item(),
         negative_elbo_se=standard_error(reconstruction + kl),
+        reported=(reconstruction + cost).mean().item(),
         reconstruction=reconstruction.mean().item(),
         reconstruction_se=standard_error(reconstruction),
         kl=kl.mean().item(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rhovae.objectives import iwae
+from rhovae.networks import Networks, convolutional, dcgan, dense, own_decoder, own_encoder
+from rhovae.objectives import Objective, iwae
 from rhovae.posteriors import Key, Posterior, PosteriorHead, make_posterior
 from rhovae.registry import Registry
 
@@ -35,12 +35,19 @@ class VAE(nn.Module):
         head: features to the posterior.
         decoder: z ``(n, d)`` to logits ``(n, *image_shape)``.
         image_shape: of one image, such as ``(1, 28, 28)``.
+        objective: what training minimises unless its settings say otherwise (default: the negative ELBO).
     """
 
     def __init__(
-        self, encoder: nn.Module, head: PosteriorHead, decoder: nn.Module, image_shape: Sequence[int]
+        self,
+        encoder: nn.Module,
+        head: PosteriorHead,
+        decoder: nn.Module,
+        image_shape: Sequence[int],
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
+        self.objective = objective or Objective()
         self.encoder = encoder
         self.head = head
         self.decoder = decoder
@@ -83,6 +90,19 @@ class VAE(nn.Module):
         return torch.sigmoid(self.decode(z))
 
     @torch.no_grad()
+    def interpolate(self, start: Tensor, end: Tensor, steps: int = 10) -> Tensor:
+        """Pixel means along straight lines between the posterior means of two batches of images.
+
+        Shape:
+            start, end ``(batch, *image_shape)`` to ``(steps, batch, *image_shape)``.
+        """
+        if steps < 2:
+            raise ValueError(f"{type(self).__name__}.interpolate: steps must be at least 2, got {steps}")
+        a, b = self.encode(start).mean, self.encode(end).mean
+        way = torch.linspace(0.0, 1.0, steps, dtype=a.dtype, device=a.device)[:, None, None]
+        return torch.sigmoid(self.decode(torch.lerp(a, b, way)))
+
+    @torch.no_grad()
     def log_likelihood(
         self,
         x: Tensor,
@@ -119,24 +139,34 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
     return (x * logits).sum(-1) + F.logsigmoid(-logits).sum(-1)
 
 
-MODELS: Registry[Callable[..., VAE]] = Registry("model")
-"""Builders ``(image_shape, latent_dim, posterior, hidden, backend) -> VAE`` by name."""
+Builder = Callable[[Sequence[int], int, int], tuple[Networks, Objective]]
+
+MODELS: Registry[Builder] = Registry("model")
+"""What makes ``(networks, objective)`` from ``(image_shape, latent_dim, hidden)``, by name."""
 
 
 @MODELS.register("vanilla")
-def vanilla(
-    image_shape: Sequence[int],
-    latent_dim: int,
-    posterior: str,
-    *,
-    hidden: int = 400,
-    backend: str | None = None,
-) -> VAE:
+def vanilla(image_shape: Sequence[int], latent_dim: int, hidden: int) -> tuple[Networks, Objective]:
     """The rho-VAE paper's vanilla network: pixels-hidden-d and back, ReLU, Bernoulli pixels."""
-    pixels = math.prod(image_shape)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, hidden), nn.ReLU())
-    decoder = nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
-    return VAE(encoder, make_posterior(posterior, hidden, latent_dim, backend=backend), decoder, image_shape)
+    return dense(image_shape, latent_dim, hidden), Objective()
+
+
+@MODELS.register("beta")
+def beta(image_shape: Sequence[int], latent_dim: int, hidden: int) -> tuple[Networks, Objective]:
+    """The vanilla network with the KL weighted by 4 (Higgins et al. 2017)."""
+    return dense(image_shape, latent_dim, hidden), Objective(beta=4.0)
+
+
+@MODELS.register("cnn")
+def cnn(image_shape: Sequence[int], latent_dim: int, hidden: int) -> tuple[Networks, Objective]:
+    """Strided convolutions."""
+    return convolutional(image_shape, latent_dim, hidden), Objective()
+
+
+@MODELS.register("info")
+def info(image_shape: Sequence[int], latent_dim: int, hidden: int) -> tuple[Networks, Objective]:
+    """DCGAN networks and the MMD term of the InfoVAE (Zhao et al. 2019, arXiv 1706.02262)."""
+    return dcgan(image_shape, latent_dim, hidden), Objective(mmd=1000.0)
 
 
 def make_model(
@@ -147,6 +177,24 @@ def make_model(
     *,
     hidden: int = 400,
     backend: str | None = None,
+    encoder: str | None = None,
+    decoder: str | None = None,
 ) -> VAE:
-    """The model registered as ``name``; an unknown name raises ``ValueError`` with the known ones."""
-    return MODELS[name](image_shape, latent_dim, posterior, hidden=hidden, backend=backend)
+    """The model registered as ``name`` with the posterior of that name.
+
+    Args:
+        encoder: import path ``package.module:Name`` of a class, called with ``image_shape``, to use instead:
+            images ``(batch, *image_shape)`` to features ``(batch, any)``.
+        decoder: the same, called with ``latent_dim, image_shape``: z ``(n, d)`` to logits.
+
+    Raises:
+        ValueError: an unknown name (the message lists the known), or networks that do not fit.
+    """
+    networks, objective = MODELS[name](image_shape, latent_dim, hidden)
+    if encoder is not None:
+        own, features = own_encoder(encoder, image_shape)
+        networks = networks._replace(encoder=own, features=features)
+    if decoder is not None:
+        networks = networks._replace(decoder=own_decoder(decoder, image_shape, latent_dim))
+    head = make_posterior(posterior, networks.features, latent_dim, backend=backend)
+    return VAE(networks.encoder, head, networks.decoder, image_shape, objective)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,72 @@ from rhovae.posteriors import Posterior
 
 _LOG_2_PI = math.log(2.0 * math.pi)
 _OFFSET_STRIDE = 1 << 32
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is added to ``-log p(x | z)`` to train a VAE; by default the KL, for the negative ELBO.
+
+    ``beta * sum_k max(KL_k, free_bits) + mmd * MMD``, where KL_k is the exact chain-rule term of a dimension,
+    averaged over the batch (Higgins et al. 2017; Kingma et al. 2016, arXiv 1606.04934, appendix C.8; Zhao et
+    al. 2019, arXiv 1706.02262, equation 6, whose ``1 - alpha`` is beta and ``alpha + lambda - 1`` mmd).
+    """
+
+    beta: float = 1.0
+    """Weight of the KL."""
+    warmup: float = 0.0
+    """Epochs over which that weight grows from 0."""
+    free_bits: float = 0.0
+    """Nats of each dimension that cost nothing more."""
+    mmd: float = 0.0
+    """Weight of the maximum mean discrepancy between the batch's z and the prior."""
+
+    def kl_weight(self, epochs: float) -> float:
+        """The weight after this many epochs, fractions included."""
+        return self.beta if self.warmup == 0 else self.beta * min(1.0, epochs / self.warmup)
+
+
+def free_bits(kl: Tensor, nats: float, mean: Tensor | None = None) -> Tensor:
+    """``sum_k max(mean KL_k, nats)`` as a value for each row: a dimension below the line has no gradient.
+
+    Args:
+        kl: the terms KL_k, ``(batch, d)``.
+        nats: the line.
+        mean: of each KL_k over the whole batch, ``(d,)``, if these rows are a part of it.
+
+    Shape:
+        ``(batch,)``, whose mean over the batch is the sum above.
+    """
+    mean = kl.detach().mean(0) if mean is None else mean
+    return torch.where(mean > nats, kl, nats).sum(-1)
+
+
+def mmd(z: Tensor, prior: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy of two samples, unbiased (Gretton et al. 2012, equation 3).
+
+    The kernel is ``exp(-|a - b|^2 / (2 d))``: two draws of N(0, I) lie sqrt(2 d) apart.
+
+    Args:
+        z, prior: ``(n, d)`` and ``(m, d)`` with at least two rows each.
+
+    Raises:
+        ValueError: fewer rows.
+    """
+    if min(len(z), len(prior)) < 2:
+        raise ValueError(f"mmd: expected at least two rows of each sample, got {len(z)} and {len(prior)}")
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        # not torch.cdist, whose gradient is not finite where two rows are one
+        squares = a.square().sum(-1)[:, None] + b.square().sum(-1) - 2.0 * a @ b.mT
+        return torch.exp(squares / (-2.0 * a.shape[-1]))
+
+    def within(a: Tensor) -> Tensor:
+        n = len(a)
+        return (kernel(a, a).sum() - n) / (n * (n - 1))
+
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    prior = prior.to(z)
+    return within(z) + within(prior) - 2.0 * kernel(z, prior).mean()
 
 
 class ImportanceEstimate(NamedTuple):

@@ -76,6 +76,28 @@ def write_all(model: VAE, images: ImageSet, history: list[dict[str, float]], fol
     return written
 
 
+def write_mean_curves(histories: dict[str, list[list[dict[str, float]]]], path: Path) -> Path:
+    """Test negative ELBO and KL against the epoch: means over the runs of a name, with standard errors."""
+    figure, (loss, kl) = _axes(2, (9.0, 3.5))
+    for axes, quantity, title in ((loss, "loss", "test negative ELBO"), (kl, "kl", "test KL")):
+        for name, runs in histories.items():
+            values = np.array([[row[f"test_{quantity}"] for row in run] for run in runs])
+            epochs, mean = [row["epoch"] for row in runs[0]], values.mean(0)
+            (line,) = axes.plot(epochs, mean, label=name)
+            if len(runs) > 1:
+                error = values.std(0, ddof=1) / len(runs) ** 0.5
+                axes.fill_between(epochs, mean - error, mean + error, color=line.get_color(), alpha=0.25)
+        axes.set(xlabel="epoch", ylabel="nats per image", title=title)
+        axes.legend()
+    return _save(figure, path)
+
+
+def write_sample_rows(models: list[VAE], path: Path, *, count: int = 12, seed: int = 0) -> Path:
+    """One row of samples for each model, from the same draws of the prior."""
+    rows = [model.generate(count, generator=torch.Generator().manual_seed(seed)).float() for model in models]
+    return _write_grid(torch.cat(rows), count, path)
+
+
 def _axes(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=size, layout="constrained")
     return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]

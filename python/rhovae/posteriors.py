@@ -61,6 +61,7 @@ class Posterior:
         key: Key | None = None,
         row_offset: int = 0,
         generator: torch.Generator | None = None,
+        per_dim: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """A reparametrised sample and KL(q || N(0, I)), in one pass of the fused kernel.
 
@@ -69,6 +70,7 @@ class Posterior:
             key: ``(seed, offset)`` fixes the noise, whatever the device, thread count or batch split.
             row_offset: the global index of row 0, so that parts of a batch draw the noise of the whole.
             generator: drawn from when no key is given (default: torch's own).
+            per_dim: the terms of the KL instead of their sum.
         """
         z, kl = ar1_reparam_kl_with_logits(
             self.mu,
@@ -78,6 +80,7 @@ class Posterior:
             key=key,
             row_offset=row_offset,
             generator=generator,
+            per_dim=per_dim,
             backend=self.backend,
         )
         return z, kl
@@ -101,6 +104,10 @@ class Posterior:
         kl: Tensor = ar1_kl_with_logits(
             self.mu, self.log_s, self.rho_logit, per_dim=per_dim, backend=self.backend
         )
+        return kl
+
+    def training_kl(self, kl: Tensor, batch_size: int) -> Tensor:
+        """What stands for the KL of each row, ``kl``, in the training objective: the KL itself."""
         return kl
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -147,6 +154,30 @@ class Posterior:
         return f"{type(self).__name__}(rows={tuple(self.mu.shape[:-1])}, d={self.mu.shape[-1]})"
 
 
+class PublishedPosterior(Posterior):
+    """What the rho-VAE authors' published code samples and minimises, for comparison only.
+
+    The code draws ``z_k = mu_k + x_k`` with ``x_k = x_{k-1} + s eps_k``: a random walk, in which rho never
+    enters. This class is that walk, a Gaussian Markov chain like any other (``Var x_k = k s^2``, lag-1
+    correlations ``sqrt((k-1)/k)``), so that its KL, density and ELBO are the true ones. Only
+    :meth:`training_kl` is the code's: the paper's closed form for another distribution (equation 6), with its
+    s and rho part divided by the batch size once more.
+    """
+
+    def __init__(
+        self, mu: Tensor, log_s: Tensor, rho_logit: Tensor | float = 0.0, *, backend: str | None = None
+    ) -> None:
+        self.printed = Posterior(mu, log_s, rho_logit, backend=backend)
+        steps = torch.arange(1, mu.shape[-1] + 1, dtype=torch.float64, device=mu.device)
+        walk = torch.atanh(torch.sqrt(steps[:-1] / steps[1:])).to(log_s.dtype).expand(*mu.shape[:-1], -1)
+        super().__init__(mu, log_s + 0.5 * steps.log().to(log_s.dtype), walk, backend=backend)
+
+    def training_kl(self, kl: Tensor, batch_size: int) -> Tensor:
+        """``1/2 |mu|^2`` and, over the batch size, the rest of the closed form."""
+        means = 0.5 * self.mu.to(kl.dtype).square().sum(-1)
+        return means + (self.printed.kl() - means) / batch_size
+
+
 class PosteriorHead(nn.Module):
     """One linear layer from encoder features to the parameters of a :class:`Posterior`.
 
@@ -160,6 +191,8 @@ class PosteriorHead(nn.Module):
 
     Shape: features ``(..., features)`` to a posterior over ``(..., latent_dim)``.
     """
+
+    posterior: type[Posterior] = Posterior
 
     def __init__(self, features: int, latent_dim: int, *, backend: str | None = None) -> None:
         super().__init__()
@@ -192,7 +225,7 @@ class PosteriorHead(nn.Module):
         mu = parameters[..., :d]
         log_s = parameters[..., d : d + scales]
         rho_logit = parameters[..., d + scales :] if self.num_rhos(d) else 0.0
-        return Posterior(mu, log_s, rho_logit, backend=self.backend)
+        return self.posterior(mu, log_s, rho_logit, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"latent_dim={self.latent_dim}"
@@ -244,6 +277,13 @@ class AR1Head(PosteriorHead):
     @staticmethod
     def num_rhos(latent_dim: int) -> int:
         return latent_dim - 1
+
+
+@POSTERIORS.register("published", listed=False)
+class PublishedHead(RhoHead):
+    """The random walk of the authors' published code, with its objective; see docs/audit.md."""
+
+    posterior = PublishedPosterior
 
 
 def make_posterior(name: str, features: int, latent_dim: int, *, backend: str | None = None) -> PosteriorHead:

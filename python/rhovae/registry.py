@@ -23,15 +23,21 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._unlisted: set[str] = set()
 
-    def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Decorator that files an object under ``name``; raises ``ValueError`` if the name is taken."""
+    def register(self, name: str, *, listed: bool = True) -> Callable[[Entry], Entry]:
+        """Decorator that files an object under ``name``; raises ``ValueError`` if the name is taken.
+
+        What is not ``listed`` has to be asked for by name: no list of all has it.
+        """
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is already registered; choose another name")
             # the decorated object keeps its own type, which is narrower than T
             self._entries[name] = cast(T, entry)
+            if not listed:
+                self._unlisted.add(name)
             return entry
 
         return add
@@ -46,8 +52,8 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def names(self) -> list[str]:
-        """The registered names, in order of registration."""
-        return list(self._entries)
+        """The listed names, in order of registration."""
+        return [name for name in self._entries if name not in self._unlisted]
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:

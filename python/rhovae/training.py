@@ -21,13 +21,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import rhovae_ext
-from rhovae.checkpoints import AtomicCheckpointIO, random_state, read_checkpoint, set_random_state
+from rhovae.checkpoints import (
+    AtomicCheckpointIO,
+    load_weights,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+)
 from rhovae.config import ConfigError, TrainConfig
 from rhovae.data import BatchSampler, ImageBatch, ImageData, batch_loader, scale_pixels
-from rhovae.models import VAE, make_model
-from rhovae.objectives import negative_elbo
+from rhovae.models import VAE, bernoulli_log_likelihood, make_model
+from rhovae.objectives import Objective, free_bits, mmd, negative_elbo
+from rhovae.posteriors import Posterior
 from rhovae.registry import unknown_name
 from rhovae.runs import Run, write_atomically
+from rhovae.trouble import first_not_finite, stop
 
 HISTORY_FIELDS = (
     "epoch",
@@ -68,6 +76,33 @@ def check_machine(config: TrainConfig) -> None:
         raise ConfigError("precision 16-mixed needs a GPU, and none is visible; use bf16-mixed on the CPU")
 
 
+def check_objective(objective: Objective, model: VAE) -> None:
+    """Refuse, under several processes, what needs the whole batch in one.
+
+    Raises:
+        ConfigError: the MMD term, or batch normalisation.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if objective.mmd > 0 or norm:
+        what = "the MMD term" if objective.mmd > 0 else "batch normalisation"
+        raise ConfigError(f"{what} looks at the whole batch at once: train this model in one process")
+
+
+def check_model(config: TrainConfig, data: ImageData) -> None:
+    """Refuse, before any work, a model that cannot be built for these images.
+
+    Raises:
+        ConfigError: its networks do not fit them, or a network of one's own cannot be imported.
+    """
+    try:
+        model = build_model(config, data)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    check_objective(objective_of(model, config), model)
+
+
 def use_threads(config: TrainConfig) -> None:
     """Give this process the CPU threads that the config asks for; sums round by how many there are."""
     if config.threads:
@@ -91,34 +126,91 @@ def _totals(log_likelihood: Tensor, kl: Tensor) -> Tensor:
     return torch.stack([rows, -log_likelihood.detach().sum().double(), kl.detach().sum().double()])
 
 
+def objective_of(model: VAE, config: TrainConfig) -> Objective:
+    """The model's objective with what the settings say otherwise."""
+    own = model.objective
+    return Objective(
+        beta=own.beta if config.beta is None else config.beta,
+        warmup=config.kl_warmup,
+        free_bits=config.free_bits,
+        mmd=own.mmd if config.mmd is None else config.mmd,
+    )
+
+
+def _prior(z: Tensor, key: tuple[int, int]) -> Tensor:
+    """As many draws of N(0, I)."""
+    return Posterior(torch.zeros_like(z), z.new_zeros(*z.shape[:-1], 1)).rsample(key=key)
+
+
 class VAETask(pl.LightningModule):
-    """What Lightning trains: the negative ELBO of a VAE, with Adam.
+    """What Lightning trains: a VAE's objective, with Adam. The logged losses are negative ELBOs.
 
     The noise of a step is a function of ``(seed, step, row of the global batch)``: it is the same after a
     resume and for any number of processes.
     """
 
-    def __init__(self, model: VAE, data: ImageData, config: TrainConfig) -> None:
+    def __init__(self, model: VAE, data: ImageData, config: TrainConfig, folder: Path = Path(".")) -> None:
         super().__init__()
         self.model = model
         self.data = data
         self.config = config
+        self.folder = folder
+        self.objective = objective_of(model, config)
+        self.batch: ImageBatch | None = None
         self.train_seed = noise_seed(config.seed, "train")
         self.test_seed = noise_seed(config.seed, "watch")
+        self.prior_seed = noise_seed(config.seed, "prior")
         self.train_sums = torch.zeros(3, dtype=torch.float64)
         self.test_sums = torch.zeros(3, dtype=torch.float64)
 
     def training_step(self, batch: ImageBatch, _: int) -> Tensor:
-        log_likelihood, kl = self.model(
-            self._pixels(batch), key=step_key(self.train_seed, self.global_step), row_offset=batch.row_offset
-        )
-        self.train_sums += _totals(log_likelihood, kl)
+        x, key = self._pixels(batch), step_key(self.train_seed, self.global_step)
+        objective = self.objective
+        posterior = self.model.encode(x)
+        z, kl = posterior.rsample_kl(key=key, row_offset=batch.row_offset, per_dim=objective.free_bits > 0)
+        log_likelihood = bernoulli_log_likelihood(x, self.model.decode(z))
+        row_kl = kl.sum(-1) if objective.free_bits > 0 else kl
+        self.train_sums += _totals(log_likelihood, row_kl)
+        if objective.free_bits > 0:
+            mean = self.over_processes(kl.detach().sum(0)) / batch.global_size
+            cost = free_bits(kl, objective.free_bits, mean)
+        else:
+            cost = posterior.training_kl(row_kl, batch.global_size)
+        weight = objective.kl_weight(self.global_step / self.trainer.num_training_batches)
         # processes average their gradients, so each counts its rows against an equal share of the batch
         share = batch.global_size / self.trainer.world_size
-        loss = negative_elbo(log_likelihood, kl, batch_size=share)
+        loss = negative_elbo(log_likelihood, cost if weight == 1.0 else weight * cost, batch_size=share)
+        if objective.mmd > 0 and len(z) > 1:
+            loss = loss + objective.mmd * mmd(z, _prior(z, step_key(self.prior_seed, self.global_step)))
+        if not loss.isfinite():
+            self._stop(batch, key)
         if self.logger is not None and self.global_step % _LOG_EVERY == 0:
             self.logger.log_metrics({"step/train_loss": loss.item()}, step=self.global_step)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # a scaled half-precision gradient may overflow; its scaler skips the step
+        if self.config.precision == "16-mixed":
+            return
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if gradients and not torch.stack(torch._foreach_norm(gradients)).sum().isfinite():
+            assert self.batch is not None
+            self._stop(self.batch, step_key(self.train_seed, self.global_step))
+
+    def on_train_batch_start(self, batch: ImageBatch, _: int) -> None:
+        self.batch = batch
+
+    def _stop(self, batch: ImageBatch, key: tuple[int, int]) -> None:
+        where = first_not_finite(
+            self.model, lambda: self.model(self._pixels(batch), key=key, row_offset=batch.row_offset)
+        )
+        kept = {
+            **batch._asdict(),
+            "step": self.global_step,
+            "key": key,
+            "state_dict": self.model.state_dict(),
+        }
+        stop(where, self.global_step, kept, self.folder / f"not-finite-{self.global_rank}.pt")
 
     def validation_step(self, batch: ImageBatch, index: int) -> None:
         log_likelihood, kl = self.model(
@@ -271,6 +363,8 @@ def build_model(config: TrainConfig, data: ImageData) -> VAE:
             config.posterior,
             hidden=config.hidden,
             backend=config.backend,
+            encoder=config.encoder,
+            decoder=config.decoder,
         )
 
 
@@ -278,7 +372,8 @@ def load_model(run: Run, config: TrainConfig, data: ImageData) -> VAE:
     """The model of a run with the weights of its last checkpoint."""
     state = read_checkpoint(run.checkpoint)["state_dict"]
     model = build_model(config, data)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    weights = {name.removeprefix("model."): value for name, value in state.items()}
+    load_weights(model, weights, run.checkpoint)
     return model.eval()
 
 
@@ -290,10 +385,10 @@ def fit(run: Run, config: TrainConfig, data: ImageData, *, resume: bool = False)
     """
     use_threads(config)
     pl.seed_everything(config.seed, verbose=False)
-    task = VAETask(build_model(config, data), data, config)
+    task = VAETask(build_model(config, data), data, config, run.folder)
     checkpoint = run.checkpoint if resume and run.checkpoint.is_file() else None
     if checkpoint is not None:
-        read_checkpoint(checkpoint)
+        load_model(run, config, data)
     quiet_lightning()
     bar = _progress_bar()
     trainer = pl.Trainer(

@@ -178,7 +178,9 @@ def test_doctor_lists_backends_and_reasons(capsys: pytest.CaptureFixture[str]) -
         assert (reason or "available") in line
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "sample", "compare", "demo", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "evaluate", "sample", "compare", "reproduce", "demo", "doctor"]
+)
 def test_help_teaches(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--help"])

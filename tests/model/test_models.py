@@ -69,6 +69,20 @@ def test_methods_and_their_shapes() -> None:
     assert model.log_likelihood(x, 10).shape == (5,)
 
 
+def test_interpolation_goes_from_mean_to_mean() -> None:
+    model = make_model("vanilla", SHAPE, 4, "rho", hidden=16)
+    x = images(6)
+    way = model.interpolate(x[:3], x[3:], 5)
+    assert way.shape == (5, 3, *SHAPE)
+    assert not way.requires_grad
+    torch.testing.assert_close(way[0], model.reconstruct(x[:3]))
+    torch.testing.assert_close(way[-1], model.reconstruct(x[3:]))
+    middle = 0.5 * (model.encode(x[:3]).mean + model.encode(x[3:]).mean)
+    torch.testing.assert_close(way[2], torch.sigmoid(model.decode(middle)))
+    with pytest.raises(ValueError, match="steps must be at least 2"):
+        model.interpolate(x, x, 1)
+
+
 def test_log_likelihood_against_quadrature() -> None:
     model = make_model("vanilla", SHAPE, 1, "diag", hidden=16).double()
     x = images(3).double()
@@ -88,11 +102,11 @@ def test_wrong_images_are_refused() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown model 'cnn'; known: vanilla"):
-        make_model("cnn", SHAPE, 4, "rho")
+    with pytest.raises(ValueError, match="unknown model 'mlp'; known: vanilla, beta, cnn, info"):
+        make_model("mlp", SHAPE, 4, "rho")
     with pytest.raises(ValueError, match="unknown posterior"):
         make_model("vanilla", SHAPE, 4, "full")
-    assert MODELS.names() == ["vanilla"]
+    assert MODELS.names() == ["vanilla", "beta", "cnn", "info"]
 
 
 @pytest.mark.parametrize("name", POSTERIORS.names())

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from rhovae.objectives import active_units, iwae, negative_elbo, standard_normal_log_prob
+from rhovae.objectives import (
+    Objective,
+    active_units,
+    free_bits,
+    iwae,
+    mmd,
+    negative_elbo,
+    standard_normal_log_prob,
+)
 from rhovae.posteriors import Posterior
 
 
@@ -186,3 +194,50 @@ def test_active_units_counts_variances_above_the_threshold() -> None:
     assert active_units(means, threshold=0.005) == 3
     with pytest.raises(ValueError, match="active_units"):
         active_units(means[:1])
+
+
+def test_kl_weight_grows_and_stays() -> None:
+    objective = Objective(beta=4.0, warmup=2.0)
+    assert [objective.kl_weight(t) for t in (0.0, 0.5, 1.0, 2.0, 9.0)] == [0.0, 1.0, 2.0, 4.0, 4.0]
+    assert Objective(beta=4.0).kl_weight(0.0) == 4.0
+
+
+def test_free_bits_hold_the_mean_of_each_dimension() -> None:
+    kl = torch.tensor([[0.1, 3.0], [0.3, 1.0]], requires_grad=True)
+    cost = free_bits(kl, 0.5)
+    # dimension 0 has mean 0.2 and costs the half nat that is free; dimension 1 its own mean, 2
+    assert cost.mean().item() == pytest.approx(0.5 + 2.0)
+    (gradient,) = torch.autograd.grad(cost.mean(), kl)
+    assert gradient.tolist() == [[0.0, 0.5], [0.0, 0.5]]
+    # the same line in a part of a batch, given the whole's mean
+    whole = kl.detach().mean(0)
+    parts = torch.cat([free_bits(kl[:1], 0.5, whole), free_bits(kl[1:], 0.5, whole)])
+    torch.testing.assert_close(parts, cost)
+
+
+def test_mmd_against_its_definition() -> None:
+    z, prior = torch.randn(5, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    z.requires_grad_()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-(a - b).square().sum() / 6)
+
+    within_z = sum(kernel(z[i], z[j]) for i in range(5) for j in range(5) if i != j) / 20
+    within_p = sum(kernel(prior[i], prior[j]) for i in range(4) for j in range(4) if i != j) / 12
+    between = sum(kernel(a, b) for a in z for b in prior) / 20
+    truth = within_z + within_p - 2 * between
+    assert isinstance(truth, Tensor)
+    torch.testing.assert_close(mmd(z, prior), truth)
+    torch.testing.assert_close(*(torch.autograd.grad(value, z) for value in (mmd(z, prior), truth)))
+    with pytest.raises(ValueError, match="at least two rows"):
+        mmd(z[:1], prior)
+
+
+def test_mmd_tells_samples_apart() -> None:
+    draws = [torch.randn(2, 200, 6) for _ in range(100)]
+    same = torch.stack([mmd(a, b) for a, b in draws])
+    # unbiased: nothing on average where there is nothing
+    assert same.mean().abs() < 5 * same.std() / 10
+    shifted = torch.stack([mmd(a + 0.5, b) for a, b in draws])
+    assert shifted.min() > same.max()
+    assert mmd(torch.zeros(4, 2, dtype=torch.bfloat16), torch.ones(4, 2)).dtype == torch.float32

@@ -1,0 +1,139 @@
+"""Encoders and decoders of images: what the rho-VAE paper compares, and a user's own by import path."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class Networks(NamedTuple):
+    """The two halves of a VAE around its posterior head."""
+
+    encoder: nn.Module
+    """Images ``(batch, *image_shape)`` to features ``(batch, features)``."""
+    features: int
+    decoder: nn.Module
+    """z ``(n, d)`` to logits of pixels, ``(n, *image_shape)`` or flat."""
+
+
+def dense(image_shape: Sequence[int], latent_dim: int, hidden: int) -> Networks:
+    """pixels-hidden-d and back, ReLU."""
+    pixels = math.prod(image_shape)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, hidden), nn.ReLU())
+    decoder = nn.Sequential(nn.Linear(latent_dim, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
+    return Networks(encoder, hidden, decoder)
+
+
+def convolutional(image_shape: Sequence[int], latent_dim: int, hidden: int) -> Networks:
+    """Two strided convolutions of 32 and 64 channels, a dense layer, and their mirror image, ReLU."""
+    channels, height, width = _quartered(image_shape)
+    encoder = nn.Sequential(
+        nn.Conv2d(channels, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * height * width, hidden),
+        nn.ReLU(),
+    )
+    decoder = nn.Sequential(
+        nn.Linear(latent_dim, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, 64 * height * width),
+        nn.ReLU(),
+        nn.Unflatten(-1, (64, height, width)),
+        nn.ConvTranspose2d(64, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, channels, 4, 2, 1),
+    )
+    return Networks(encoder, hidden, decoder)
+
+
+def dcgan(image_shape: Sequence[int], latent_dim: int, hidden: int, width: int = 64) -> Networks:
+    """The paper's DCGAN networks: strided and plain convolutions in turn, each with ReLU and batch norm."""
+    channels, rows, columns = _quartered(image_shape)
+    encoder = nn.Sequential(
+        *_block(nn.Conv2d(channels, width, 4, 2, 1), width),
+        *_block(nn.Conv2d(width, width, 3, 1, 1), width),
+        *_block(nn.Conv2d(width, 2 * width, 4, 2, 1), 2 * width),
+        *_block(nn.Conv2d(2 * width, 2 * width, 3, 1, 1), 2 * width),
+        nn.Flatten(),
+        nn.Linear(2 * width * rows * columns, hidden),
+    )
+    decoder = nn.Sequential(
+        nn.Linear(latent_dim, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, 2 * width * rows * columns),
+        nn.ReLU(),
+        nn.Unflatten(-1, (2 * width, rows, columns)),
+        *_block(nn.ConvTranspose2d(2 * width, width, 4, 2, 1), width),
+        *_block(nn.ConvTranspose2d(width, width, 3, 1, 1), width),
+        *_block(nn.ConvTranspose2d(width, width // 2, 4, 2, 1), width // 2),
+        nn.ConvTranspose2d(width // 2, channels, 3, 1, 1),
+    )
+    return Networks(encoder, hidden, decoder)
+
+
+def _block(convolution: nn.Module, channels: int) -> tuple[nn.Module, ...]:
+    return convolution, nn.ReLU(), nn.BatchNorm2d(channels)
+
+
+def _quartered(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Channels, and height and width after two halvings."""
+    if len(image_shape) != 3 or image_shape[1] % 4 or image_shape[2] % 4:
+        raise ValueError(
+            "convolutional networks: expected images (channels, height, width) with height and width "
+            f"multiples of 4, got {tuple(image_shape)}; pad the images or use the model 'vanilla'"
+        )
+    return image_shape[0], image_shape[1] // 4, image_shape[2] // 4
+
+
+def import_network(path: str, argument: str) -> type[nn.Module]:
+    """The class or function at ``package.module:name``.
+
+    Raises:
+        ValueError: the path is not of that form, or nothing is there; the message names ``argument``.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"{argument} must be an import path such as package.module:Name, got {path!r}")
+    try:
+        found: type[nn.Module] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{argument}: cannot import {path!r}: {error}") from error
+    return found
+
+
+def own_encoder(path: str, image_shape: Sequence[int]) -> tuple[nn.Module, int]:
+    """The module that ``path`` makes from ``image_shape``, and how many features it gives."""
+    encoder = import_network(path, "encoder")(tuple(image_shape))
+    training = encoder.training
+    with torch.no_grad():
+        features = encoder.eval()(torch.zeros(1, *image_shape))
+    encoder.train(training)
+    if features.dim() != 2:
+        raise ValueError(
+            f"encoder {path}: expected features (batch, features), got {tuple(features.shape)} for one "
+            "image; end it with nn.Flatten()"
+        )
+    return encoder, features.shape[-1]
+
+
+def own_decoder(path: str, image_shape: Sequence[int], latent_dim: int) -> nn.Module:
+    """The module that ``path`` makes from ``latent_dim`` and ``image_shape``."""
+    decoder = import_network(path, "decoder")(latent_dim, tuple(image_shape))
+    training = decoder.training
+    with torch.no_grad():
+        logits = decoder.eval()(torch.zeros(1, latent_dim))
+    decoder.train(training)
+    if logits.numel() != math.prod(image_shape):
+        raise ValueError(
+            f"decoder {path}: expected as many logits as an image {tuple(image_shape)} has pixels, "
+            f"got {tuple(logits.shape)} for one z"
+        )
+    return decoder
