@@ -16,9 +16,9 @@ constexpr int kCounters = kBytes / 8;  // that a register of Philox words holds
 constexpr int kSideBySide = RHOVAE_X86_64_LEVEL == 4 ? 4 : 2;
 
 // `m` registers of counters side by side: every round waits for the one before, so one register alone would
-// leave the processor idle half of the time. Lanes have 64 bits; each holds one counter's word in its low half
-// and whatever in its high half, which the multiplication ignores. So a round is two multiplications, two
-// shifts and two three-way exclusive ors.
+// leave the processor idle half of the time. Lanes have 64 bits; each holds one counter's word in its low
+// half and whatever in its high half, which the multiplication ignores. So a round is two multiplications,
+// two shifts and two three-way exclusive ors.
 template <int m>
 struct Counters {
   struct Word {
@@ -94,8 +94,8 @@ RHOVAE_ALONE void normals_along(const RoundKeys& keys, uint64_t position, uint64
   }
 }
 
-// Across rows: m registers of counters. float32 has two for its lanes, the even ones and the odd ones (rows[0]
-// and rows[1]), as join_words lays them; float64 one.
+// Across rows: m registers of counters. float32 has two for its lanes, the even ones and the odd ones
+// (rows[0] and rows[1]), as join_words lays them; float64 one.
 template <class C, int m>
 RHOVAE_INLINE void draw_across(const RoundKeys& keys, uint64_t position, const U64 (&rows)[2], C* out) {
   constexpr int n = Lanes<C>::n, parts = n / kCounters;
