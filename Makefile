@@ -7,12 +7,12 @@ PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := build/native
 ENV_READY := $(VENV)/.ready
 INSTALLED := $(VENV)/.installed
-CXX_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc bench tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST_ARGS ?=
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env build demo test test-native test-python sanitize lint format bench clean
+.PHONY: help env build demo test test-native test-python sanitize lint format bench profile clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -55,8 +55,15 @@ format: env  ## put Python and C++ into the house's form
 	ruff format .
 	clang-format -i $(CXX_FILES)
 
-bench: build  ## the whole benchmark, written to bench/results/
+bench: build  ## the whole benchmark, the sweep and the targets, written to bench/results/
 	$(PY) -m bench
+	$(PY) -m bench.sweep
+	$(PY) -m bench.targets
+
+profile: env  ## instructions per element of the CPU kernels, counted by valgrind
+	@cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
+	cmake --build $(NATIVE) --target kernels
+	$(PY) -m bench.profile
 
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist *.egg-info python/*.egg-info rhovae_ext/_C*.so $(INSTALLED) \

@@ -162,7 +162,7 @@ RHOVAE_INLINE const C* add_sample(const C* dz, int64_t sample, int64_t samples, 
 }
 
 template <class C>
-void backward_along(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int lane, int64_t row,
+void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
                     Relay& relay) {
   const bool adjoint = p.rho.step || p.deps.data;
   const int64_t mu_start = row_start(p.lead, p.mu, row);
@@ -285,7 +285,7 @@ RHOVAE_INLINE void add_to(C* sum, V<C> v) {
 }
 
 template <class C>
-void backward_across(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int64_t row,
+void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int64_t row,
                      int rows) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
@@ -363,7 +363,7 @@ void backward_across(const Backward& p, const RoundKeys& keys, const PerRow<C>& 
 
 template <class C>
 void backward_rows(const Backward& p, int64_t begin, int64_t end) {
-  const RoundKeys keys = round_keys(p.noise.seed);
+  const LaneKeys keys = lane_keys(p.noise.seed);
   Relay relay(p.samples, tiles_of(p), false);
   for (int64_t row = begin; row < end; row += Lanes<C>::n) {
     const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
@@ -381,7 +381,7 @@ void backward_rows(const Backward& p, int64_t begin, int64_t end) {
 
 template <class C>
 void backward_shared(const Backward& p, int64_t row, Relay& relay) {
-  backward_along(p, round_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
+  backward_along(p, lane_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

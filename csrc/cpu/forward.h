@@ -80,7 +80,7 @@ RHOVAE_INLINE void sample_tile_independent(const TileParameters<C, true>& t, con
 }
 
 template <class C>
-void forward_along(const Forward& p, const RoundKeys& keys, const PerRow<C>& params, int lane, int64_t row,
+void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
                    Relay& relay) {
   const int64_t mu_start = row_start(p.lead, p.mu, row);
   const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
@@ -127,7 +127,7 @@ void forward_along(const Forward& p, const RoundKeys& keys, const PerRow<C>& par
 }
 
 template <class C>
-RHOVAE_INLINE void eps_across(const Problem& p, const RoundKeys& keys, int64_t row, int rows, int64_t sample,
+RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, int64_t row, int rows, int64_t sample,
                               C* to) {
   constexpr int n = Lanes<C>::n;
   if (p.eps.data) {
@@ -193,7 +193,7 @@ struct AcrossParameters {
 };
 
 template <class C>
-void forward_across(const Forward& p, const RoundKeys& keys, const PerRow<C>& params, int64_t row, int rows) {
+void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& params, int64_t row, int rows) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
   const AcrossParameters<C> t(p, params, row, rows);
@@ -232,7 +232,7 @@ void forward_across(const Forward& p, const RoundKeys& keys, const PerRow<C>& pa
 
 template <class C>
 void forward_rows(const Forward& p, int64_t begin, int64_t end) {
-  const RoundKeys keys = round_keys(p.noise.seed);
+  const LaneKeys keys = lane_keys(p.noise.seed);
   Relay relay(p.samples, 0, false);
   for (int64_t row = begin; row < end; row += Lanes<C>::n) {
     const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
@@ -250,7 +250,7 @@ void forward_rows(const Forward& p, int64_t begin, int64_t end) {
 
 template <class C>
 void forward_shared(const Forward& p, int64_t row, Relay& relay) {
-  forward_along(p, round_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
+  forward_along(p, lane_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -46,7 +46,7 @@ void log_prob_backward_share(const LogProbBackward& p, int64_t row, Relay& relay
 
 template <class C>
 void normals(const Noise& noise, uint64_t row, int64_t count, C* out) {
-  const RoundKeys keys = round_keys(noise.seed);
+  const LaneKeys keys = lane_keys(noise.seed);
   alignas(64) TileBuffer<C> buffer;
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t some = count - first < kTile ? count - first : kTile;

@@ -24,7 +24,7 @@ struct Run {
 };
 
 template <class C>
-RHOVAE_INLINE const C* eps_along(const Problem& p, const RoundKeys& keys, int64_t row, int64_t sample,
+RHOVAE_INLINE const C* eps_along(const Problem& p, const LaneKeys& keys, int64_t row, int64_t sample,
                                  int64_t first, int64_t count, C* buffer) {
   if (p.eps.data) {
     read_run(p.eps, sample * p.eps.sample_stride + row_start(p.lead, p.eps, row) + first, count, buffer);

@@ -4,6 +4,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <deque>
+
 #include "../cpu/kernels.h"
 #include "ar1.h"
 
@@ -18,12 +20,13 @@ static void over_rows(const P& problem, const cpu::Kernel<P>& kernel) {
   const int64_t tiles = (problem.steps + cpu::kTile - 1) / cpu::kTile, threads = at::get_num_threads();
   const bool few = problem.rows < 4 * threads && !at::in_parallel_region();
   if (threads > 1 && few && tiles * problem.samples * cpu::kTile > kElementsPerThread && tiles >= 4) {
-    for (int64_t row = 0; row < problem.rows; ++row) {
-      cpu::Relay relay(problem.samples, tiles, true);
-      at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) kernel.shared(problem, row, relay);
-      });
-    }
+    std::deque<cpu::Relay> relays;
+    for (int64_t row = 0; row < problem.rows; ++row) relays.emplace_back(problem.samples, tiles, true);
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) {
+        for (int64_t row = 0; row < problem.rows; ++row) kernel.shared(problem, row, relays[row]);
+      }
+    });
     return;
   }
   const int64_t group = problem.steps < cpu::kShortRow ? kLanes : 1;
