@@ -2,7 +2,7 @@
 
     make profile        builds bench/kernels.cpp without torch, then runs this
 
-Valgrind knows no AVX-512, so it counts the AVX2 kernels. What a change costs there it costs elsewhere in kind.
+Valgrind knows no AVX-512, so it counts the AVX2 kernels: what a change costs there it costs elsewhere too.
 Each case leaves build/profile/CASE.callgrind, for `callgrind_annotate --auto=yes FILE`.
 """
 
