@@ -11,14 +11,14 @@ CUDA_PY := $(CURDIR)/$(CUDA_VENV)/bin/python
 CUDA_ENV_READY := $(CUDA_VENV)/.ready
 CUDA_SOURCES := build/cuda
 INSTALLED := $(VENV)/.installed
-CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST_ARGS ?=
 # A process a core, each with one thread: many small tests.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env build demo test test-native test-python sanitize lint format bench cuda-check gpu-report clean
+.PHONY: help env build demo test test-native test-python sanitize lint format bench profile cuda-check gpu-report clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -64,8 +64,15 @@ format: env  ## put Python and C++ into the house's form
 	ruff format .
 	clang-format -i $(CXX_FILES)
 
-bench: build  ## the whole benchmark, written to bench/results/
+bench: build  ## the whole benchmark, the sweep and the targets, written to bench/results/
 	$(PY) -m bench
+	$(PY) -m bench.sweep
+	$(PY) -m bench.targets
+
+profile: env  ## instructions per element of the CPU kernels, counted by valgrind
+	@cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
+	cmake --build $(NATIVE) --target kernels
+	$(PY) -m bench.profile
 
 # Its own environment and its own copy of the sources: the module in rhovae_ext/ is the other environment's.
 cuda-check: test-native $(CUDA_ENV_READY)  ## compile, link, import and read the CUDA kernels' machine code; no GPU needed

@@ -2,7 +2,8 @@
 //
 //   kernels [forward|backward|noise] [float32|float64|bfloat16|float16] [row|step] ROWS STEPS [REPEATS]
 //
-// prints the least nanoseconds per element of REPEATS runs. RHOVAE_CPU_CAPABILITY chooses the instruction set.
+// prints the least nanoseconds per element of REPEATS runs. RHOVAE_CPU_CAPABILITY chooses the instruction
+// set.
 
 #include <algorithm>
 #include <chrono>
@@ -37,8 +38,8 @@ std::vector<char> values(Type type, int64_t count) {
     std::memcpy(&bits, &single, sizeof bits);
     const uint16_t brain = static_cast<uint16_t>(bits >> 16);
     const uint16_t half = static_cast<uint16_t>((bits - 0x38000000u) >> 13);
-    const void* from = type == Type::Float64   ? static_cast<const void*>(&value)
-                       : type == Type::Float32 ? static_cast<const void*>(&single)
+    const void* from = type == Type::Float64    ? static_cast<const void*>(&value)
+                       : type == Type::Float32  ? static_cast<const void*>(&single)
                        : type == Type::BFloat16 ? static_cast<const void*>(&brain)
                                                 : static_cast<const void*>(&half);
     std::memcpy(bytes.data() + i * size_of(type), from, static_cast<size_t>(size_of(type)));

@@ -14,6 +14,7 @@ import rhovae_ext
 
 KERNEL = "fused AR(1)"
 DIAGONAL = "diagonal, eager"
+LOOP = "paper's loop"
 COPY = "copy of mu"
 
 # The dense factor needs d^2 numbers a row and the loop d calls: beyond these they only cost patience.
@@ -108,7 +109,7 @@ def peers(
         fused = torch.compile(diagonal, dynamic=False, fullgraph=True)
         found.append(Peer("diagonal, torch.compile", partial(fused, mu, log_var), (mu, log_var)))
     if d <= LOOP_STEPS and rows * d <= LOOP_ELEMENTS:
-        found.append(Peer("paper's loop", partial(paper_loop, mu, log_s, rho_logit), (mu, log_s, rho_logit)))
+        found.append(Peer(LOOP, partial(paper_loop, mu, log_s, rho_logit), (mu, log_s, rho_logit)))
     if rows * d * d <= CHOLESKY_NUMBERS:
         inputs = (mu, log_s, rho_logit)
         found.append(Peer("dense Cholesky", partial(dense_cholesky, *inputs), inputs))

@@ -88,7 +88,7 @@ def headline(results: list[Result]) -> list[str]:
                 f"{direction} {_ns(kernel)} ns per element, {ratio:.2g} times as fast as the eager diagonal, "
                 f"{extra:.2f} extra bytes per element"
             )
-        lines.append(f"- {size}, {threads} thread{'s' * (threads > 1)}: {'; '.join(parts)}")
+        lines.append(f"- {size}, {threads_of(threads)}: {'; '.join(parts)}")
     return [*lines, ""]
 
 
@@ -113,21 +113,27 @@ def _tables(results: list[Result], *, whole: bool) -> list[str]:
     return lines
 
 
-def markdown(results: list[Result], hardware: dict[str, Any], command: str, *, whole: bool = True) -> str:
-    """The report; without `whole` only times and ratios."""
+def threads_of(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def provenance(hardware: dict[str, Any], command: str) -> list[str]:
+    """Machine, versions and command; and a word where the machine was busy."""
     machine = "{cpu}, {cores} cores, {instruction_set}, {memory_gib} GiB; {system}".format(**hardware)
     versions = "Python {python}, torch {torch}, rhovae-ext {rhovae_ext}".format(**hardware)
     lines = [
-        "# Benchmark",
-        "",
-        f"{machine}; {versions}; load before the run {hardware['load_before'][0]}. Command: `{command}`.",
-        "",
-        PREAMBLE,
+        f"{machine}; {versions}; load before the run {hardware['load_before'][0]}. Command: `{command}`."
     ]
     if hardware["load_before"][0] > BUSY:
-        lines += ["**Other programs were running: these times are too long, the ratios unsure.**", ""]
+        lines += ["", "**Other programs were running: these times are too long, the ratios unsure.**"]
+    return lines
+
+
+def markdown(results: list[Result], hardware: dict[str, Any], command: str, *, whole: bool = True) -> str:
+    """The report; without `whole` only times and ratios."""
+    lines = ["# Benchmark", "", *provenance(hardware, command), "", PREAMBLE]
     for threads in dict.fromkeys(result.threads for result in results):
-        lines += [f"## {threads} thread{'s' * (threads > 1)}", ""]
+        lines += [f"## {threads_of(threads)}", ""]
         lines += _tables([result for result in results if result.threads == threads], whole=whole)
     return "\n".join(lines + headline(results))
 
@@ -172,7 +178,7 @@ def plot(results: list[Result], title: str, path: Path) -> None:
         panel.grid(axis="y", which="both", alpha=0.25)
     panels[0].set_ylabel("ns per element")
     panels[0].legend(fontsize=8)
-    figure.suptitle(f"{title}, {threads} thread{'s' * (threads > 1)}, float32")
+    figure.suptitle(f"{title}, {threads_of(threads)}, float32")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 

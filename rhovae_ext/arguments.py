@@ -46,14 +46,14 @@ def parameters(
     steps = chain_length(operation, mu_name, mu)
     scale = _parameter(operation, scale_name, scale, mu, steps, "d", mu_name)
     rho = _parameter(operation, rho_name, rho, mu, steps - 1, "d-1", mu_name)
-    if not (_has_rows_of(mu, scale) and _has_rows_of(mu, rho)):
+    shape = mu.shape
+    if not (_has_rows_of(shape, scale.shape) and _has_rows_of(shape, rho.shape)):
         _check_leading(operation, mu, scale, rho, scale_name, rho_name, mu_name)
     return scale, rho
 
 
-def _has_rows_of(mu: Tensor, parameter: Tensor) -> bool:
-    """Whether the parameter's leading axes are mu's or none: no broadcast to look at."""
-    shape, own = mu.shape, parameter.shape
+def _has_rows_of(shape: torch.Size, own: torch.Size) -> bool:
+    """Whether a parameter's leading axes are mu's or none: no broadcast to look at."""
     axes = len(shape) - 1
     if len(own) == 0:
         return True
@@ -120,7 +120,7 @@ def _parameter(
                 "Give it as torch.as_tensor(...).",
             )
         return torch.full((), value, dtype=arithmetic_dtype(mu), device=mu.device)
-    if value.dtype is not mu.dtype and value.dtype is not torch.float32:
+    if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
     same_device(operation, name, value, mu, of)
@@ -142,6 +142,8 @@ def _parameter(
 
 
 def same_device(operation: str, name: str, value: Tensor, mu: Tensor, of: str = "mu") -> None:
+    if value.is_cpu and mu.is_cpu:  # spares two objects and their comparison
+        return
     if value.device != mu.device:
         _refuse(
             ValueError,

@@ -15,10 +15,12 @@ constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u;
 constexpr uint32_t kPhiloxWeyl1 = 0xBB67AE85u;
 
 // The ten pairs of keys that follow from a seed: the same for every counter, so made once and handed down.
-struct RoundKeys {
-  uint32_t first[kPhiloxRounds];
-  uint32_t second[kPhiloxRounds];
+template <class Key>
+struct RoundKeysOf {
+  Key first[kPhiloxRounds];
+  Key second[kPhiloxRounds];
 };
+using RoundKeys = RoundKeysOf<uint32_t>;
 
 RHOVAE_HD RoundKeys round_keys(uint64_t seed) {
   RoundKeys keys;
@@ -42,8 +44,8 @@ struct ScalarWord {
 };
 
 // w: the counter going in, four random words coming out.
-template <class A>
-RHOVAE_HD void philox4x32_10(const RoundKeys& keys, typename A::Word (&w)[4]) {
+template <class A, class Key>
+RHOVAE_HD void philox4x32_10(const RoundKeysOf<Key>& keys, typename A::Word (&w)[4]) {
 #if defined(__CUDACC__)
 #pragma unroll
 #else

@@ -1,6 +1,7 @@
 // The kernels for x86-64-v4. The standard headers come before the target is set: their inline functions,
 // compiled for it, could otherwise be linked into code that runs on a lesser processor.
 #if defined(__x86_64__)
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -51,18 +51,233 @@ struct KlGradient {
   }
 };
 
-// Sums over samples, step by step, for one tile.
+// dst = v of the first sample, or one more of them.
+template <class C, bool first>
+RHOVAE_INLINE void collect(C* sum, V<C> v) {
+  store<C>(sum, first ? v : load<C>(sum) + v);
+}
+
+// Sums over samples for one tile: step by step, or what one value for the row takes of it.
 template <class C>
 struct TileGradients {
-  alignas(64) TileBuffer<C> g, gx, by_logit;
-  RHOVAE_INLINE void clear(int64_t count) {
-    for (int64_t i = 0; i < count; i += Lanes<C>::n) {
-      store<C>(g + i, V<C>{});
-      store<C>(gx + i, V<C>{});
-      store<C>(by_logit + i, V<C>{});
+  alignas(64) TileBuffer<C> gx, by_logit;
+  V<C> gx_row{}, by_logit_row{};
+};
+
+// One rho: x and its tangent together. by_logit collects g_k s_k t_k.
+template <class C, bool first_sample, bool scale_steps>
+RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
+                                const TileParameters<C, false>& p, const C* eps, const C* dz, bool row_begins,
+                                int64_t count, double (&state)[4], TileGradients<C>& sum) {
+  V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
+  if (row_begins) rho[0] = 0, c[0] = 1;
+  V<C> x_carry = splat<C>(static_cast<C>(state[0])), t_carry = splat<C>(static_cast<C>(state[1]));
+  V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
+  over_registers<C>(count, [&](int64_t i, auto part) {
+    const V<C> e = load<C>(eps + i), x_before = x_carry;
+    const V<C> x = scan.up(innovation(c, e), x_carry);
+    const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
+    const V<C> g = part.load(dz + i);
+    if constexpr (scale_steps)
+      collect<C, first_sample>(sum.gx + i, g * x);
+    else
+      gx_row += g * x;
+    by_logit_row += g * p.s[i] * t;
+    rho = splat<C>(rho_row), c = splat<C>(c_row);
+  });
+  sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
+  state[0] = static_cast<double>(x_carry[0]), state[1] = static_cast<double>(t_carry[0]);
+}
+
+// The adjoint's value at a tile's first step, for the tile before it; it needs no noise.
+template <class C>
+RHOVAE_INLINE void adjoint_carry(const TileParameters<C, false>& p, const C* dz, int64_t count,
+                                 double& adjoint) {
+  constexpr int n = Lanes<C>::n;
+  V<C> lambda = splat<C>(static_cast<C>(adjoint));
+  for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
+    const V<C> source = load_some(dz + i, static_cast<int>(count - i)) * p.s[i];
+    scan_down<C>(load<C>(p.rho + i + 1), source, lambda);
+  }
+  adjoint = static_cast<double>(lambda[0]);
+}
+
+// x over one tile, and what lambda_k multiplies: x_{k-1} - rho_k x_k.
+template <class C>
+RHOVAE_INLINE void chain_tile(const TileParameters<C, false>& p, const C* eps, int64_t count, double& x_last,
+                              C* xs, C* sources) {
+  V<C> carry = splat<C>(static_cast<C>(x_last));
+  for (int64_t i = 0; i < count; i += Lanes<C>::n) {
+    const V<C> rho = load<C>(p.rho + i), c = load<C>(p.c + i), e = load<C>(eps + i);
+    const V<C> before = carry, x = scan_up<C>(rho, innovation(c, e), carry);
+    store<C>(xs + i, x);
+    store<C>(sources + i, tangent_source(rho, c, shift_up<C, 1>(before, x), e));
+  }
+  x_last = static_cast<double>(carry[0]);
+}
+
+// lambda backward over one tile, for any rho.
+template <class C, bool first_sample, bool scale_steps, bool rho_steps>
+RHOVAE_INLINE void adjoint_tile(const TileParameters<C, false>& p, const C* xs, const C* sources, const C* dz,
+                                int64_t count, double lambda_after, TileGradients<C>& sum, C* deps) {
+  constexpr int n = Lanes<C>::n;
+  V<C> carry = splat<C>(static_cast<C>(lambda_after));
+  V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
+  for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
+    const int left = static_cast<int>(count - i);
+    const V<C> g = load_some(dz + i, left);
+    const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), g * p.s[i], carry);
+    const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
+    if constexpr (scale_steps)
+      collect<C, first_sample>(sum.gx + i, gx);
+    else
+      gx_row += gx;
+    if constexpr (rho_steps)
+      collect<C, first_sample>(sum.by_logit + i, by_logit);
+    else
+      by_logit_row += by_logit;
+    if (deps) store_some<C>(deps + i, load<C>(p.c + i) * lambda, left);
+  }
+  sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
+}
+
+// Calls f(first_sample, scale_steps, rho_steps) with all three as constants.
+template <class F>
+RHOVAE_INLINE void with_kinds(const Backward& p, int64_t sample, const F& f) {
+  with_constant(sample == 0, [&](auto first) {
+    with_constant(p.scale.step, [&](auto scale_steps) {
+      with_constant(p.rho.step, [&](auto rho_steps) { f(first, scale_steps, rho_steps); });
+    });
+  });
+}
+
+// The sum over samples of g; for one sample g itself.
+template <class C>
+RHOVAE_INLINE const C* add_sample(const C* dz, int64_t sample, int64_t samples, int64_t count, C* sum) {
+  if (samples == 1) return dz;
+  with_constant(sample == 0, [&](auto first) {
+    over_registers<C>(count, [&](int64_t i, auto part) { collect<C, first>(sum + i, part.load(dz + i)); });
+  });
+  return sum;
+}
+
+template <class C>
+void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
+                    Relay& relay) {
+  const bool adjoint = p.rho.step || p.deps.data;
+  const int64_t mu_start = row_start(p.lead, p.mu, row);
+  const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
+  const int64_t dz_start = p.dz.data ? row_start(p.lead, p.dz, row) : 0;
+  const int64_t tiles = tiles_of(p);
+  const C rho_row = params.rho[lane], c_row = params.c[lane];
+  const UniformScan<C> scan(rho_row);
+  TileParameters<C, false> t;
+  TileGradients<C> sum;
+  KlGradient<C> kl;
+  alignas(64) TileBuffer<C> mu_buffer, dz_buffer, eps_buffer, g_buffer, out, xs, sources;
+  const auto count_of = [&](int64_t tile) {
+    const int64_t left = p.steps - tile * kTile;
+    return left < kTile ? left : kTile;
+  };
+  const auto read_dz = [&](int64_t sample, int64_t tile) {
+    return view_run(p.dz, sample * p.dz.sample_stride + dz_start + tile * kTile, count_of(tile), dz_buffer);
+  };
+
+  if (adjoint && p.dz.data) {
+    for (int64_t turn = relay.take_back(); turn + 1 < tiles; turn = relay.take_back()) {
+      const int64_t tile = tiles - 1 - turn, count = count_of(tile);
+      t.read(p, params, lane, scale_start, rho_start, tile * kTile, count, true);
+      for (int64_t s = 0; s < p.samples; ++s) {
+        const C* dz = read_dz(s, tile);
+        Baton& lambda = relay.adjoint(s);
+        lambda.await(turn);
+        adjoint_carry(t, dz, count, lambda.state[0]);
+        relay.adjoint_after(tile - 1, s) = lambda.state[0];
+        lambda.hand_on(turn);
+      }
     }
   }
-};
+
+  for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
+    const int64_t first = tile * kTile, count = count_of(tile);
+    const bool last = tile + 1 == tiles;
+    t.read(p, params, lane, scale_start, rho_start, first, count, adjoint);
+    kl.read(p, row, first, count);
+    sum.gx_row = sum.by_logit_row = V<C>{};
+    const C* g = g_buffer;
+    if (!p.dz.data) {
+      for (int64_t i = 0; i < count; i += Lanes<C>::n) {
+        store<C>(g_buffer + i, V<C>{});
+        store<C>(sum.gx + i, V<C>{});
+        store<C>(sum.by_logit + i, V<C>{});
+      }
+    }
+    for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
+      const C* eps = eps_along(p, keys, row, s, first, count, eps_buffer);
+      const C* dz = read_dz(s, tile);
+      g = add_sample<C>(dz, s, p.samples, count, g_buffer);
+      Baton& chain = relay.chain(s);
+      chain.await(tile);
+      if (adjoint)
+        chain_tile(t, eps, count, chain.state[0], xs, sources);
+      else
+        with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto) {
+          tangent_tile<C, first_sample, scale_steps>(scan, rho_row, c_row, t, eps, dz, first == 0, count,
+                                                     chain.state, sum);
+        });
+      chain.hand_on(tile);
+      if (!adjoint) continue;
+      relay.adjoint(s).await(tiles - 1 - tile);
+      const int64_t to = (s * p.rows + row) * p.steps + first;
+      C* deps = p.deps.data ? begin_run(p.deps, to, out) : nullptr;
+      with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto rho_steps) {
+        adjoint_tile<C, first_sample, scale_steps, rho_steps>(
+            t, xs, sources, dz, count, last ? 0 : relay.adjoint_after(tile, s), sum, deps);
+      });
+      if (deps) finish_run(p.deps, to, count, out);
+    }
+
+    const C* mu = view_run(p.mu, mu_start + first, count, mu_buffer);
+    C* dmu = begin_run(p.dmu, row * p.steps + first, out);
+    over_registers<C>(count, [&](int64_t i, auto part) {
+      part.store(dmu + i, part.load(g + i) + kl.h[i] * part.load(mu + i));
+    });
+    finish_run(p.dmu, row * p.steps + first, count, out);
+
+    if (p.scale.step) {
+      for (int64_t i = 0; i < count; i += Lanes<C>::n) {
+        store<C>(out + i, scale_gradient(p, load<C>(sum.gx + i), kl.h[i], t.s[i]));
+      }
+      write_run(p.dscale, row * p.steps + first, count, out);
+    }
+    if (p.rho.step) {
+      for (int64_t i = 0; i < count; i += Lanes<C>::n) {
+        store<C>(out + i,
+                 rho_gradient(p, load<C>(sum.by_logit + i), kl.h[i], load<C>(t.rho + i), load<C>(t.c + i)));
+      }
+      const int64_t skip = first == 0;  // nothing ties the first step to one before
+      write_run(p.drho, row * (p.steps - 1) + first - 1 + skip, count - skip, out + skip);
+    }
+    if (p.scale.step && p.rho.step) continue;
+
+    const double gx = static_cast<double>(sum_lanes<C>(sum.gx_row));
+    const double by_logit = static_cast<double>(sum_lanes<C>(sum.by_logit_row));
+    Baton& row_sums = relay.sums();
+    row_sums.await(tile);
+    double (&total)[4] = row_sums.state;
+    total[0] += gx, total[1] += by_logit;
+    kl.add_to(total[2], total[3], first, count);
+    if (last && !p.scale.step) {
+      const double s = static_cast<double>(params.s[lane]);
+      write_one<C>(p.dscale, row, scale_gradient(p, total[0], total[2], s));
+    }
+    if (last && !p.rho.step) {
+      const double rho = static_cast<double>(rho_row), c = static_cast<double>(c_row);
+      write_one<C>(p.drho, row, rho_gradient(p, total[1], total[3], rho, c));
+    }
+    row_sums.hand_on(tile);
+  }
+}
 
 template <class C>
 RHOVAE_INLINE void add_to(C* sum, V<C> v) {
@@ -70,168 +285,7 @@ RHOVAE_INLINE void add_to(C* sum, V<C> v) {
 }
 
 template <class C>
-struct ChainState {
-  C x, t;
-};
-
-// One rho: x and its tangent together. by_logit collects g_k s_k t_k.
-template <class C>
-RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row, const TileParameters<C>& p,
-                                const C* eps, const C* dz, bool row_begins, int64_t count,
-                                ChainState<C>& carry, TileGradients<C>& sum) {
-  V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
-  if (row_begins) rho[0] = 0, c[0] = 1;
-  V<C> x_carry = splat<C>(carry.x), t_carry = splat<C>(carry.t);
-  for (int64_t i = 0; i < count; i += Lanes<C>::n) {
-    const V<C> e = load<C>(eps + i);
-    const V<C> x_before = x_carry, x = scan.up(innovation(c, e), x_carry);
-    const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
-    const V<C> g = load_some(dz + i, static_cast<int>(count - i));
-    add_to<C>(sum.g + i, g);
-    add_to<C>(sum.gx + i, g * x);
-    add_to<C>(sum.by_logit + i, g * p.s[i] * t);
-    rho = splat<C>(rho_row), c = splat<C>(c_row);
-  }
-  carry = {x_carry[0], t_carry[0]};
-}
-
-// The adjoint's value at a tile's first step, for the tile before it; it needs no noise.
-template <class C>
-RHOVAE_INLINE C adjoint_carry(const TileParameters<C>& p, const C* dz, int64_t count, C carry) {
-  constexpr int n = Lanes<C>::n;
-  V<C> lambda = splat<C>(carry);
-  for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
-    const V<C> source = load_some(dz + i, static_cast<int>(count - i)) * p.s[i];
-    scan_down<C>(load<C>(p.rho + i + 1), source, lambda);
-  }
-  return lambda[0];
-}
-
-// Any rho: x forward, kept in the tile, then lambda backward. by_logit collects lambda_k (x_{k-1} - rho_k
-// x_k).
-template <class C>
-RHOVAE_INLINE C adjoint_tile(const TileParameters<C>& p, const C* eps, const C* dz, int64_t count, C x_carry,
-                             C lambda_carry, TileGradients<C>& sum, C* deps) {
-  constexpr int n = Lanes<C>::n;
-  alignas(64) TileBuffer<C> xs, sources;
-  V<C> carry = splat<C>(x_carry);
-  for (int64_t i = 0; i < count; i += n) {
-    const V<C> rho = load<C>(p.rho + i), c = load<C>(p.c + i), e = load<C>(eps + i);
-    const V<C> before = carry, x = scan_up<C>(rho, innovation(c, e), carry);
-    store<C>(xs + i, x);
-    store<C>(sources + i, tangent_source(rho, c, shift_up<C, 1>(before, x), e));
-  }
-  V<C> after = splat<C>(lambda_carry);
-  for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
-    const int left = static_cast<int>(count - i);
-    const V<C> g = load_some(dz + i, left);
-    const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), g * p.s[i], after);
-    add_to<C>(sum.g + i, g);
-    add_to<C>(sum.gx + i, g * load<C>(xs + i));
-    add_to<C>(sum.by_logit + i, lambda * load<C>(sources + i));
-    if (deps) store_some<C>(deps + i, load<C>(p.c + i) * lambda, left);
-  }
-  return carry[0];
-}
-
-template <class C>
-RHOVAE_INLINE C sum_run(const C* run, int64_t count) {
-  constexpr int n = Lanes<C>::n;
-  V<C> sum{};
-  for (int64_t i = 0; i < count; i += n) sum += load_some(run + i, static_cast<int>(count - i));
-  return sum_lanes<C>(sum);
-}
-
-template <class C>
-void backward_along(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int lane,
-                    int64_t row) {
-  constexpr int n = Lanes<C>::n;
-  const bool adjoint = p.rho.step || p.deps.data;
-  const int64_t mu_start = row_start(p.lead, p.mu, row);
-  const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
-  const int64_t dz_start = p.dz.data ? row_start(p.lead, p.dz, row) : 0;
-  const int64_t tiles = (p.steps + kTile - 1) / kTile;
-  const C rho_row = params.rho[lane], c_row = params.c[lane];
-  const UniformScan<C> scan(rho_row);
-  Carry<ChainState<C>> state(p.samples);
-  Carry<C> lambda(adjoint && p.dz.data ? tiles * p.samples : 0);  // at the end of each tile
-  TileParameters<C> t;
-  TileGradients<C> sum;
-  KlGradient<C> kl;
-  alignas(64) TileBuffer<C> buffer, eps_buffer, out;
-
-  if (adjoint && p.dz.data) {
-    for (int64_t tile = tiles - 1; tile > 0; --tile) {
-      const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
-      t.read(p, params, lane, scale_start, rho_start, first, count, true);
-      for (int64_t s = 0; s < p.samples; ++s) {
-        const C* dz = view_run(p.dz, s * p.dz.sample_stride + dz_start + first, count, buffer);
-        lambda.at[(tile - 1) * p.samples + s] = adjoint_carry(t, dz, count, lambda.at[tile * p.samples + s]);
-      }
-    }
-  }
-
-  double gx_row = 0, by_logit_row = 0, h_row = 0, h_tied = 0;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
-    t.read(p, params, lane, scale_start, rho_start, first, count, adjoint);
-    kl.read(p, row, first, count);
-    sum.clear(count);
-    for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
-      const C* eps = eps_along(p, keys, row, s, first, count, eps_buffer);
-      const C* dz = view_run(p.dz, s * p.dz.sample_stride + dz_start + first, count, buffer);
-      ChainState<C>& carry = state.at[s];
-      if (adjoint) {
-        const int64_t to = (s * p.rows + row) * p.steps + first;
-        C* deps = p.deps.data ? begin_run(p.deps, to, out) : nullptr;
-        carry.x = adjoint_tile(t, eps, dz, count, carry.x, lambda.at[tile * p.samples + s], sum, deps);
-        if (deps) finish_run(p.deps, to, count, out);
-      } else {
-        tangent_tile(scan, rho_row, c_row, t, eps, dz, first == 0, count, carry, sum);
-      }
-    }
-
-    const C* mu = view_run(p.mu, mu_start + first, count, buffer);
-    C* dmu = begin_run(p.dmu, row * p.steps + first, out);
-    for (int64_t i = 0; i < count; i += n) {
-      const int left = static_cast<int>(count - i);
-      store_some<C>(dmu + i, load<C>(sum.g + i) + kl.h[i] * load_some(mu + i, left), left);
-    }
-    finish_run(p.dmu, row * p.steps + first, count, out);
-
-    if (p.scale.step) {
-      for (int64_t i = 0; i < count; i += n) {
-        store<C>(out + i, scale_gradient(p, load<C>(sum.gx + i), kl.h[i], t.s[i]));
-      }
-      write_run(p.dscale, row * p.steps + first, count, out);
-    } else {
-      gx_row += static_cast<double>(sum_run(sum.gx, count));
-    }
-    if (p.rho.step) {
-      for (int64_t i = 0; i < count; i += n) {
-        store<C>(out + i,
-                 rho_gradient(p, load<C>(sum.by_logit + i), kl.h[i], load<C>(t.rho + i), load<C>(t.c + i)));
-      }
-      const int64_t skip = first == 0;  // nothing ties the first step to one before
-      write_run(p.drho, row * (p.steps - 1) + first - 1 + skip, count - skip, out + skip);
-    } else {
-      by_logit_row += static_cast<double>(sum_run(sum.by_logit, count));
-    }
-    kl.add_to(h_row, h_tied, first, count);
-  }
-  if (!p.scale.step) {
-    const double s = static_cast<double>(params.s[lane]);
-    write_one<C>(p.dscale, row, scale_gradient(p, gx_row, h_row, s));
-  }
-  if (!p.rho.step) {
-    write_one<C>(
-        p.drho, row,
-        rho_gradient(p, by_logit_row, h_tied, static_cast<double>(rho_row), static_cast<double>(c_row)));
-  }
-}
-
-template <class C>
-void backward_across(const Backward& p, const RoundKeys& keys, const PerRow<C>& params, int64_t row,
+void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int64_t row,
                      int rows) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
@@ -309,16 +363,25 @@ void backward_across(const Backward& p, const RoundKeys& keys, const PerRow<C>& 
 
 template <class C>
 void backward_rows(const Backward& p, int64_t begin, int64_t end) {
-  const RoundKeys keys = round_keys(p.noise.seed);
+  const LaneKeys keys = lane_keys(p.noise.seed);
+  Relay relay(p.samples, tiles_of(p), false);
   for (int64_t row = begin; row < end; row += Lanes<C>::n) {
     const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
     const PerRow<C> params(p, row, rows);
     if (p.steps < kShortRow) {
       backward_across(p, keys, params, row, rows);
-    } else {
-      for (int lane = 0; lane < rows; ++lane) backward_along(p, keys, params, lane, row + lane);
+      continue;
+    }
+    for (int lane = 0; lane < rows; ++lane) {
+      relay.begin_row();
+      backward_along(p, keys, params, lane, row + lane, relay);
     }
   }
+}
+
+template <class C>
+void backward_shared(const Backward& p, int64_t row, Relay& relay) {
+  backward_along(p, lane_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -18,10 +18,14 @@ struct BFloat16 {
 struct Float16 {
 #if RHOVAE_X86_64_LEVEL == 4
   static RHOVAE_INLINE F32 widen(HalfU16 h) { return _mm512_cvtph_ps((__m256i)h); }
-  static RHOVAE_INLINE HalfU16 narrow(F32 v) { return (HalfU16)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+  static RHOVAE_INLINE HalfU16 narrow(F32 v) {
+    return (HalfU16)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  }
 #elif RHOVAE_X86_64_LEVEL == 3
   static RHOVAE_INLINE F32 widen(HalfU16 h) { return _mm256_cvtph_ps((__m128i)h); }
-  static RHOVAE_INLINE HalfU16 narrow(F32 v) { return (HalfU16)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+  static RHOVAE_INLINE HalfU16 narrow(F32 v) {
+    return (HalfU16)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  }
 #else
   static RHOVAE_INLINE F32 widen(HalfU16 h) {
     const U32 u = __builtin_convertvector(h, U32);

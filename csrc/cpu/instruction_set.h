@@ -15,24 +15,38 @@ inline bool is_double(const Problem& p) {
 void forward(const Forward& p, int64_t begin, int64_t end) {
   is_double(p) ? forward_rows<double>(p, begin, end) : forward_rows<float>(p, begin, end);
 }
+void forward_share(const Forward& p, int64_t row, Relay& relay) {
+  is_double(p) ? forward_shared<double>(p, row, relay) : forward_shared<float>(p, row, relay);
+}
 
 void backward(const Backward& p, int64_t begin, int64_t end) {
   is_double(p) ? backward_rows<double>(p, begin, end) : backward_rows<float>(p, begin, end);
+}
+void backward_share(const Backward& p, int64_t row, Relay& relay) {
+  is_double(p) ? backward_shared<double>(p, row, relay) : backward_shared<float>(p, row, relay);
 }
 
 void log_prob(const LogProb& p, int64_t begin, int64_t end) {
   is_double(p) ? log_prob_rows<double>(p, begin, end, log_prob_along<double>)
                : log_prob_rows<float>(p, begin, end, log_prob_along<float>);
 }
+void log_prob_share(const LogProb& p, int64_t row, Relay& relay) {
+  is_double(p) ? log_prob_shared<double>(p, row, relay, log_prob_along<double>)
+               : log_prob_shared<float>(p, row, relay, log_prob_along<float>);
+}
 
 void log_prob_backward(const LogProbBackward& p, int64_t begin, int64_t end) {
   is_double(p) ? log_prob_rows<double>(p, begin, end, log_prob_backward_along<double>)
                : log_prob_rows<float>(p, begin, end, log_prob_backward_along<float>);
 }
+void log_prob_backward_share(const LogProbBackward& p, int64_t row, Relay& relay) {
+  is_double(p) ? log_prob_shared<double>(p, row, relay, log_prob_backward_along<double>)
+               : log_prob_shared<float>(p, row, relay, log_prob_backward_along<float>);
+}
 
 template <class C>
 void normals(const Noise& noise, uint64_t row, int64_t count, C* out) {
-  const RoundKeys keys = round_keys(noise.seed);
+  const LaneKeys keys = lane_keys(noise.seed);
   alignas(64) TileBuffer<C> buffer;
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t some = count - first < kTile ? count - first : kTile;
@@ -46,11 +60,12 @@ void normals(const Noise& noise, uint64_t row, int64_t count, C* out) {
 
 #define RHOVAE_STRING_(x) #x
 #define RHOVAE_STRING(x) RHOVAE_STRING_(x)
-#define RHOVAE_KERNELS                    \
-  {RHOVAE_STRING(RHOVAE_ISA),             \
-   rhovae::RHOVAE_ISA::forward,           \
-   rhovae::RHOVAE_ISA::backward,          \
-   rhovae::RHOVAE_ISA::log_prob,          \
-   rhovae::RHOVAE_ISA::log_prob_backward, \
-   rhovae::RHOVAE_ISA::normals<float>,    \
+#define RHOVAE_KERNEL(name) {rhovae::RHOVAE_ISA::name, rhovae::RHOVAE_ISA::name##_share}
+#define RHOVAE_KERNELS                 \
+  {RHOVAE_STRING(RHOVAE_ISA),          \
+   RHOVAE_KERNEL(forward),             \
+   RHOVAE_KERNEL(backward),            \
+   RHOVAE_KERNEL(log_prob),            \
+   RHOVAE_KERNEL(log_prob_backward),   \
+   rhovae::RHOVAE_ISA::normals<float>, \
    rhovae::RHOVAE_ISA::normals<double>}

@@ -1,17 +1,29 @@
 #pragma once
 
 #include "../core/problem.h"
+#include "relay.h"
 
-// The CPU kernels, for rows [begin, end) of a problem: the caller spreads rows over its threads. What a row
-// yields depends neither on the range it is computed in nor on the rows beside it.
+// The CPU kernels; the caller spreads the work over its threads. What a row yields depends neither on the
+// range it is computed in, nor on the rows beside it, nor on how many threads share it.
 namespace rhovae::cpu {
+
+constexpr int64_t kShortRow = 128;  // rows shorter than this share the lanes of a register
+constexpr int64_t kTile = 1024;     // steps of a longer row worked on at a time, in the first-level cache
+
+template <class P>
+struct Kernel {
+  void (*rows)(const P&, int64_t begin, int64_t end);   // rows [begin, end)
+  void (*shared)(const P&, int64_t row, Relay& relay);  // one row of kShortRow steps or more, by every thread
+                                                        // that calls this with the same new relay
+  void operator()(const P& p, int64_t begin, int64_t end) const { rows(p, begin, end); }
+};
 
 struct Kernels {
   const char* name;  // "avx512", "avx2", "portable"
-  void (*forward)(const Forward&, int64_t begin, int64_t end);
-  void (*backward)(const Backward&, int64_t begin, int64_t end);
-  void (*log_prob)(const LogProb&, int64_t begin, int64_t end);
-  void (*log_prob_backward)(const LogProbBackward&, int64_t begin, int64_t end);
+  Kernel<Forward> forward;
+  Kernel<Backward> backward;
+  Kernel<LogProb> log_prob;
+  Kernel<LogProbBackward> log_prob_backward;
   // The noise alone: steps [0, count) of one row, float32's stream or float64's.
   void (*normals_float)(const Noise&, uint64_t row, int64_t count, float* out);
   void (*normals_double)(const Noise&, uint64_t row, int64_t count, double* out);

@@ -4,18 +4,18 @@
 // carries one step more on each side.
 
 #include "../core/log_density.h"
-#include "forward.h"
+#include "tile.h"
 
 namespace rhovae::RHOVAE_ISA {
 
 // A tile of one row: x from the step before it to the step after it, and the residuals eps from its first
 // step to the step after it.
-template <class C>
+template <class C, bool logs>
 struct Residuals {
   alignas(64) TileBuffer<C> x, eps;  // x[i + 1] is step first + i
 
   RHOVAE_INLINE void read(const LogProb& p, int64_t row, const PerRow<C>& params, int lane, int64_t first,
-                          int64_t count, TileParameters<C>& t) {
+                          int64_t count, TileParameters<C, logs>& t) {
     constexpr int n = Lanes<C>::n;
     const int64_t before = first > 0, after = first + count < p.steps;
     alignas(64) TileBuffer<C> z, mu;
@@ -33,7 +33,7 @@ struct Residuals {
     for (int64_t i = all; i < before + count + 1; ++i) to[i] = 0;
     // Now the tile alone: s, log s and the ties of its own steps.
     t.read(p, params, lane, scale_start, row_start(p.lead, p.rho, row), first, count, true);
-    if (!p.rho.step) tied_log_c(params.minus_log_c[lane], p.steps, first, count, t.minus_log_c);
+    if (logs && !p.rho.step) tied_log_c(params.minus_log_c[lane], p.steps, first, count, t.minus_log_c);
     for (int64_t i = 0; i <= count; i += n) {
       store<C>(eps + i, residual(load<C>(t.rho + i), load<C>(t.c + i), load<C>(x + i), load<C>(x + i + 1)));
     }
@@ -47,14 +47,13 @@ struct Residuals {
 };
 
 template <class C>
-void log_prob_along(const LogProb& p, const PerRow<C>& params, int lane, int64_t row) {
+void log_prob_along(const LogProb& p, const PerRow<C>& params, int lane, int64_t row, Relay& relay) {
   constexpr int n = Lanes<C>::n;
-  TileParameters<C> t;
-  Residuals<C> r;
-  double sum = -static_cast<double>(p.steps) * kHalfLogTwoPi;
-  if (!p.scale.step) sum -= static_cast<double>(p.steps) * static_cast<double>(params.log_s[lane]);
-  for (int64_t first = 0; first < p.steps; first += kTile) {
-    const int64_t count = p.steps - first < kTile ? p.steps - first : kTile;
+  TileParameters<C, true> t;
+  Residuals<C, true> r;
+  const int64_t tiles = tiles_of(p);
+  for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
+    const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
     r.read(p, row, params, lane, first, count, t);
     V<C> lanes{};
     for (int64_t i = 0; i < count; i += n) {
@@ -63,21 +62,31 @@ void log_prob_along(const LogProb& p, const PerRow<C>& params, int lane, int64_t
       lanes += load_some(t.minus_log_c + i, left) - static_cast<C>(0.5) * eps * eps;
       if (p.scale.step) lanes -= t.log_s[i];
     }
-    sum += static_cast<double>(sum_lanes<C>(lanes));
+    const double here = static_cast<double>(sum_lanes<C>(lanes));
+    Baton& sums = relay.sums();
+    sums.await(tile);
+    sums.state[0] += here;
+    if (tile + 1 == tiles) {
+      double a_step = -kHalfLogTwoPi;
+      if (!p.scale.step) a_step -= static_cast<double>(params.log_s[lane]);
+      write_one<C>(p.log_prob, row, sums.state[0] + static_cast<double>(p.steps) * a_step);
+    }
+    sums.hand_on(tile);
   }
-  write_one<C>(p.log_prob, row, sum);
 }
 
 template <class C>
-void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, int lane, int64_t row) {
+void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, int lane, int64_t row,
+                             Relay& relay) {
   constexpr int n = Lanes<C>::n;
-  TileParameters<C> t;
-  Residuals<C> r;
+  TileParameters<C, false> t;
+  Residuals<C, false> r;
   alignas(64) TileBuffer<C> flow, by_x, dz, out;
   const C h = read_one<C>(p.dlog_prob, row_start(p.lead, p.dlog_prob, row));
-  double scale_row = 0, rho_row = 0;
-  for (int64_t first = 0; first < p.steps; first += kTile) {
-    const int64_t count = p.steps - first < kTile ? p.steps - first : kTile;
+  const int64_t tiles = tiles_of(p);
+  for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
+    const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
+    double by_scale = 0, by_rho = 0;
     r.read(p, row, params, lane, first, count, t);
     for (int64_t i = 0; i <= count; i += n) store<C>(flow + i, load<C>(r.eps + i) / load<C>(t.c + i));
     const int64_t start = row * p.steps + first;
@@ -101,7 +110,7 @@ void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, 
     if (p.scale.step)
       write_run(p.dscale, start, count, out);
     else
-      scale_row += static_cast<double>(sum_lanes<C>(lanes));
+      by_scale = static_cast<double>(sum_lanes<C>(lanes));
 
     lanes = V<C>{};
     for (int64_t i = 0; i < count; i += n) {
@@ -116,22 +125,39 @@ void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, 
       const int64_t skip = first == 0;
       write_run(p.drho, row * (p.steps - 1) + first - 1 + skip, count - skip, out + skip);
     } else {
-      rho_row += static_cast<double>(sum_lanes<C>(lanes));
+      by_rho = static_cast<double>(sum_lanes<C>(lanes));
     }
+    Baton& sums = relay.sums();
+    sums.await(tile);
+    const double scale_row = sums.state[0] += by_scale, rho_row = sums.state[1] += by_rho;
+    if (tile + 1 == tiles) {
+      const double s = static_cast<double>(params.s[lane]), c = static_cast<double>(params.c[lane]);
+      if (!p.scale.step) write_one<C>(p.dscale, row, p.logits ? scale_row : scale_row / s);
+      if (!p.rho.step) write_one<C>(p.drho, row, p.logits ? rho_row : rho_row / (c * c));
+    }
+    sums.hand_on(tile);
   }
-  const double s = static_cast<double>(params.s[lane]), c = static_cast<double>(params.c[lane]);
-  if (!p.scale.step) write_one<C>(p.dscale, row, p.logits ? scale_row : scale_row / s);
-  if (!p.rho.step) write_one<C>(p.drho, row, p.logits ? rho_row : rho_row / (c * c));
 }
 
 template <class C, class P>
-RHOVAE_INLINE void log_prob_rows(const P& p, int64_t begin, int64_t end,
-                                 void (*along)(const P&, const PerRow<C>&, int, int64_t)) {
+using LogProbAlong = void (*)(const P&, const PerRow<C>&, int, int64_t, Relay&);
+
+template <class C, class P>
+RHOVAE_INLINE void log_prob_rows(const P& p, int64_t begin, int64_t end, LogProbAlong<C, P> along) {
+  Relay relay(1, 0, false);
   for (int64_t row = begin; row < end; row += Lanes<C>::n) {
     const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
     const PerRow<C> params(p, row, rows);
-    for (int lane = 0; lane < rows; ++lane) along(p, params, lane, row + lane);
+    for (int lane = 0; lane < rows; ++lane) {
+      relay.begin_row();
+      along(p, params, lane, row + lane, relay);
+    }
   }
+}
+
+template <class C, class P>
+RHOVAE_INLINE void log_prob_shared(const P& p, int64_t row, Relay& relay, LogProbAlong<C, P> along) {
+  along(p, PerRow<C>(p, row, 1), 0, row, relay);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -16,9 +16,9 @@ constexpr int kCounters = kBytes / 8;  // that a register of Philox words holds
 constexpr int kSideBySide = RHOVAE_X86_64_LEVEL == 4 ? 4 : 2;
 
 // `m` registers of counters side by side: every round waits for the one before, so one register alone would
-// leave the processor idle half of the time. Lanes have 64 bits; each holds one counter's word in its low half
-// and whatever in its high half, which the multiplication ignores. So a round is two multiplications, two
-// shifts and two three-way exclusive ors.
+// leave the processor idle half of the time. Lanes have 64 bits; each holds one counter's word in its low
+// half and whatever in its high half, which the multiplication ignores. So a round is two multiplications,
+// two shifts and two three-way exclusive ors.
 template <int m>
 struct Counters {
   struct Word {
@@ -40,10 +40,23 @@ struct Counters {
     return each([&](int i) { return p.v[i] >> 32; });
   }
   static RHOVAE_INLINE Word low(const Product& p) { return p; }
-  static RHOVAE_INLINE Word xor3(const Word& a, const Word& b, uint32_t c) {
-    return each([&](int i) { return a.v[i] ^ b.v[i] ^ (U64{} + c); });
+  static RHOVAE_INLINE Word xor3(const Word& a, const Word& b, const U64& c) {
+    return each([&](int i) { return a.v[i] ^ b.v[i] ^ c; });
   }
 };
+
+// The round keys in every lane, so that no row has to lay them out again.
+using LaneKeys = RoundKeysOf<U64>;
+
+inline LaneKeys lane_keys(uint64_t seed) {
+  const RoundKeys keys = round_keys(seed);
+  LaneKeys lanes;
+  for (int i = 0; i < kPhiloxRounds; ++i) {
+    lanes.first[i] = U64{} + keys.first[i];
+    lanes.second[i] = U64{} + keys.second[i];
+  }
+  return lanes;
+}
 
 // The four random words of every counter; position(i) and row(i) are the lanes of register i.
 template <int m>
@@ -51,7 +64,7 @@ struct Block {
   typename Counters<m>::Word w[4];
 
   template <class Position, class Row>
-  RHOVAE_INLINE Block(const RoundKeys& keys, const Position& position, const Row& row)
+  RHOVAE_INLINE Block(const LaneKeys& keys, const Position& position, const Row& row)
       : w{Counters<m>::each(position), Counters<m>::each([&](int i) { return position(i) >> 32; }),
           Counters<m>::each(row), Counters<m>::each([&](int i) { return row(i) >> 32; })} {
     philox4x32_10<Counters<m>>(keys, w);
@@ -60,7 +73,7 @@ struct Block {
 
 // Along a row: the normals of m registers of counters.
 template <class C, int m>
-RHOVAE_INLINE void draw_along(const RoundKeys& keys, uint64_t position, uint64_t row, C* out) {
+RHOVAE_INLINE void draw_along(const LaneKeys& keys, uint64_t position, uint64_t row, C* out) {
   constexpr int n = Lanes<C>::n;
   const U64 lane = (U64)iota<double>();
   const Block<m> block(
@@ -83,7 +96,7 @@ RHOVAE_INLINE void draw_along(const RoundKeys& keys, uint64_t position, uint64_t
 
 // out[0 .. count), and past it up to a multiple of what kSideBySide registers give.
 template <class C, int m = kSideBySide>
-RHOVAE_ALONE void normals_along(const RoundKeys& keys, uint64_t position, uint64_t row, C* out,
+RHOVAE_ALONE void normals_along(const LaneKeys& keys, uint64_t position, uint64_t row, C* out,
                                 int64_t count) {
   constexpr int unit = 2 * Lanes<C>::n;
   for (; count > m / 2 * unit; count -= m * unit, out += m * unit, position += m * kCounters) {
@@ -94,10 +107,10 @@ RHOVAE_ALONE void normals_along(const RoundKeys& keys, uint64_t position, uint64
   }
 }
 
-// Across rows: m registers of counters. float32 has two for its lanes, the even ones and the odd ones (rows[0]
-// and rows[1]), as join_words lays them; float64 one.
+// Across rows: m registers of counters. float32 has two for its lanes, the even ones and the odd ones
+// (rows[0] and rows[1]), as join_words lays them; float64 one.
 template <class C, int m>
-RHOVAE_INLINE void draw_across(const RoundKeys& keys, uint64_t position, const U64 (&rows)[2], C* out) {
+RHOVAE_INLINE void draw_across(const LaneKeys& keys, uint64_t position, const U64 (&rows)[2], C* out) {
   constexpr int n = Lanes<C>::n, parts = n / kCounters;
   const Block<m> block(
       keys, [&](int i) { return U64{} + (position + static_cast<uint64_t>(i / parts)); },
@@ -125,7 +138,7 @@ RHOVAE_INLINE void draw_across(const RoundKeys& keys, uint64_t position, const U
 // A row a lane: out[k * n + lane] for k in [0, count), and past it up to a multiple of what kSideBySide
 // registers give.
 template <class C, int m = kSideBySide>
-RHOVAE_ALONE void normals_across(const RoundKeys& keys, uint64_t position, const U64 (&rows)[2], C* out,
+RHOVAE_ALONE void normals_across(const LaneKeys& keys, uint64_t position, const U64 (&rows)[2], C* out,
                                  int64_t count) {
   constexpr int n = Lanes<C>::n, parts = n / kCounters, blocks = m / parts,
                 steps = blocks * kNormalsPerBlock<C>;

@@ -5,6 +5,7 @@
 
 #include "../core/parameters.h"
 #include "functions.h"
+#include "kernels.h"
 #include "runs.h"
 
 namespace rhovae::RHOVAE_ISA {
@@ -53,28 +54,28 @@ struct PerRow {
   }
 };
 
-constexpr int64_t kShortRow = 128;  // rows shorter than this share the lanes of a register
-constexpr int kTile = 512;  // steps of a row worked on at a time, in the first-level cache
+using cpu::kShortRow;
+using cpu::kTile;
 
 template <class C>
 using TileBuffer = C[kTile + 2 * Lanes<C>::n];
 
 // Steps [first, first + count) of one row, from the values given per step (`start`: the row's place in the
-// tensor).
-template <class C>
+// tensor). The logarithms only where they are asked for.
+template <class C, bool logs>
 RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* s, C* log_s) {
   read_run(p.scale, start + first, count, s);
   pad(s, count, neutral_scale<C>(p.logits));
   for (int64_t i = 0; i < count; i += Lanes<C>::n) {
     const Scale<V<C>> v = scale_of<C>(p.logits, load<C>(s + i));
     store<C>(s + i, v.s);
-    store<C>(log_s + i, v.log_s);
+    if constexpr (logs) store<C>(log_s + i, v.log_s);
   }
 }
 
 // One step further than asked: rho[count] is what ties the run to the next one. Before the row's first step
 // and after its last there is no tie: rho = 0, c = 1.
-template <class C>
+template <class C, bool logs>
 RHOVAE_INLINE void rho_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* rho, C* c,
                            C* minus_log_c) {
   const int64_t from = first == 0 ? 1 : first;
@@ -87,7 +88,7 @@ RHOVAE_INLINE void rho_run(const Problem& p, int64_t start, int64_t first, int64
     const Correlation<V<C>> v = correlation_of<C>(p.logits, load<C>(rho + i));
     store<C>(rho + i, v.rho);
     store<C>(c + i, v.c);
-    store<C>(minus_log_c + i, v.minus_log_c);
+    if constexpr (logs) store<C>(minus_log_c + i, v.minus_log_c);
   }
 }
 

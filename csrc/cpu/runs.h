@@ -136,8 +136,8 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
   for (int64_t k = count; k % Lanes<C>::n != 0; ++k) run[k] = neutral;
 }
 
-// to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others. Whole blocks of n steps are
-// written: zeros past `steps`.
+// to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others. Whole blocks of n steps
+// are written: zeros past `steps`.
 template <class C>
 RHOVAE_INLINE void read_across(const Operand& from, const int64_t* start, int rows, int64_t steps, C neutral,
                                C* to) {

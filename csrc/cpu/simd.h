@@ -111,6 +111,32 @@ RHOVAE_INLINE void store_some(C* to, V<C> v, int count) {
 #endif
 }
 
+// f(i, part) for every register of a run, i its first step; part.load and part.store touch only the run's
+// own.
+template <class C>
+struct WholeRegister {
+  static RHOVAE_INLINE V<C> load(const C* from) { return RHOVAE_ISA::load(from); }
+  static RHOVAE_INLINE void store(C* to, V<C> v) { RHOVAE_ISA::store(to, v); }
+};
+template <class C>
+struct PartOfRegister {
+  int count;
+  RHOVAE_INLINE V<C> load(const C* from) const { return load_some(from, count); }
+  RHOVAE_INLINE void store(C* to, V<C> v) const { store_some(to, v, count); }
+};
+template <class C, class F>
+RHOVAE_INLINE void over_registers(int64_t count, const F& f) {
+  int64_t i = 0;
+  for (; i + Lanes<C>::n <= count; i += Lanes<C>::n) f(i, WholeRegister<C>{});
+  if (i < count) f(i, PartOfRegister<C>{static_cast<int>(count - i)});
+}
+
+// Calls f with the condition as a constant, so that a loop has it settled.
+template <class F>
+RHOVAE_INLINE void with_constant(bool condition, const F& f) {
+  condition ? f(std::true_type{}) : f(std::false_type{});
+}
+
 // 0, 1, 2, ...
 template <class T, size_t... i>
 RHOVAE_INLINE T iota_of(std::index_sequence<i...>) {
@@ -241,24 +267,36 @@ RHOVAE_INLINE F64 sqrt_lanes(F64 v) {
 #endif
 }
 
-// Integers to numbers, rounded once. 64 bits wide, few processors can: there the two halves become the low bits
-// of 2^84 and 2^52, and what was too much is subtracted, exactly, before they are added.
-RHOVAE_INLINE F32 to_real(I32 v) { return __builtin_convertvector(v, F32); }
-RHOVAE_INLINE F32 to_real(U32 v) { return __builtin_convertvector(v, F32); }
+// Integers to numbers, rounded once. 64 bits wide, few processors can: there the two halves become the low
+// bits of 2^84 and 2^52, and what was too much is subtracted, exactly, before they are added.
+RHOVAE_INLINE F32 to_real(I32 v) {
+  return __builtin_convertvector(v, F32);
+}
+RHOVAE_INLINE F32 to_real(U32 v) {
+  return __builtin_convertvector(v, F32);
+}
 #if RHOVAE_X86_64_LEVEL == 4 || defined(__aarch64__)
-RHOVAE_INLINE F64 to_real(I64 v) { return __builtin_convertvector(v, F64); }
-RHOVAE_INLINE F64 to_real(U64 v) { return __builtin_convertvector(v, F64); }
+RHOVAE_INLINE F64 to_real(I64 v) {
+  return __builtin_convertvector(v, F64);
+}
+RHOVAE_INLINE F64 to_real(U64 v) {
+  return __builtin_convertvector(v, F64);
+}
 #else
 RHOVAE_INLINE F64 join_parts(U64 high, U64 low, double excess) {
   const U64 large = (U64)(F64{} + 0x1p84), small = (U64)(F64{} + 0x1p52);
   return ((F64)(high | large) - excess) + (F64)((low & 0xFFFFFFFFu) | small);
 }
-RHOVAE_INLINE F64 to_real(U64 v) { return join_parts(v >> 32, v, 0x1p84 + 0x1p52); }
+RHOVAE_INLINE F64 to_real(U64 v) {
+  return join_parts(v >> 32, v, 0x1p84 + 0x1p52);
+}
 RHOVAE_INLINE F64 to_real(I64 v) {
   return join_parts(((U64)v >> 32) ^ 0x80000000u, (U64)v, 0x1p84 + 0x1p63 + 0x1p52);
 }
 #endif
-RHOVAE_INLINE F32 small_to_real(I32 v) { return to_real(v); }
+RHOVAE_INLINE F32 small_to_real(I32 v) {
+  return to_real(v);
+}
 RHOVAE_INLINE F64 small_to_real(I64 v) {  // |v| < 2^51
   const F64 shift = F64{} + 0x1.8p52;
   return (F64)((I64)shift + v) - shift;

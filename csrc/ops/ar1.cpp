@@ -39,7 +39,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const O
   Backward problem{};
   add_eps(arguments, problem, call);
   if (dz) arguments.add_samples(problem.dz, *dz, "dz");
-  if (dkl) arguments.add_rows(problem.dkl, kl == Kl::PerStep ? *dkl : dkl->unsqueeze(-1), "dkl");
+  if (dkl && kl == Kl::PerStep) arguments.add_per_step(problem.dkl, *dkl, "dkl");
+  if (dkl && kl != Kl::PerStep) arguments.add_per_row(problem.dkl, *dkl, "dkl");
   arguments.finish(problem, call.num_samples, call.logits);
 
   const auto dmu = arguments.gradient_mu(problem.dmu);
@@ -57,7 +58,7 @@ Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, cons
                     const Run<LogProb>& run) {
   Arguments arguments("rhovae::ar1_log_prob", mu, scale, rho, z);
   LogProb problem{};
-  arguments.add_rows(problem.z, z, "z");
+  arguments.add_per_step(problem.z, z, "z");
   arguments.finish(problem, std::nullopt, logits);
   Tensor log_prob = at::empty(arguments.shape().lead, arguments.arithmetic_options());
   problem.log_prob = output_of(log_prob);
@@ -71,10 +72,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_log_prob_backward(const Tensor& d
                                                                  const Run<LogProbBackward>& run) {
   Arguments arguments("rhovae::ar1_log_prob_backward", mu, scale, rho, z);
   LogProbBackward problem{};
-  arguments.add_rows(problem.z, z, "z");
-  arguments.add_rows(problem.dlog_prob, dlog_prob.unsqueeze(-1), "dlog_prob");
+  arguments.add_per_step(problem.z, z, "z");
+  arguments.add_per_row(problem.dlog_prob, dlog_prob, "dlog_prob");
   arguments.finish(problem, std::nullopt, logits);
-  const auto dz = arguments.gradient(problem.dz, z, z);
+  const auto dz = arguments.gradient_per_step(problem.dz, z);
   const auto dmu = arguments.gradient_mu(problem.dmu);
   const auto dscale = arguments.gradient_scale(problem.dscale);
   const auto drho = arguments.gradient_rho(problem.drho);

@@ -2,28 +2,38 @@
 
 // From tensors to the plain descriptions that kernels take, the same for every device: broadcasting, strides,
 // collapsed axes, outputs and the reduction of gradients to their inputs' shapes. The friendly refusals of
-// bad input are the Python functions'; the checks here keep memory safe when an op is called directly.
+// bad input are the Python functions'; the checks here keep memory safe when an op is called directly. Only
+// sizes and strides are looked at: a view of a tensor costs more than a small problem's arithmetic.
 
 #include <ATen/ATen.h>
 
 #include <optional>
-#include <vector>
 
 #include "../core/problem.h"
 
 namespace rhovae::ops {
 
+using at::DimVector;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // The leading axes on which all operands agree, the steps of a row, and the number of rows.
 struct Shape {
-  std::vector<int64_t> lead;
+  DimVector lead;
   int64_t steps;
   int64_t rows;
 
-  std::vector<int64_t> with(int64_t last) const;
-  std::vector<int64_t> with_samples(std::optional<int64_t> samples) const;  // (samples?, lead..., steps)
+  DimVector with(int64_t last) const;
+  DimVector with_samples(std::optional<int64_t> samples) const;  // (samples?, lead..., steps)
+};
+
+// A tensor's leading axes, and how many values it has along the last axis: 1 where it has no such axis.
+struct Rows {
+  Tensor tensor;
+  int64_t axes;
+  int64_t last;
+
+  at::IntArrayRef lead() const { return tensor.sizes().slice(0, axes); }
 };
 
 // The tensors of one call as operands. Ranks decide what a parameter is, never sizes: rank mu.dim() - 1 or 0
@@ -36,41 +46,46 @@ class Arguments {
 
   const Shape& shape() const { return shape_; }
   at::ScalarType arithmetic() const { return arithmetic_; }
-  at::TensorOptions arithmetic_options() const { return mu_.options().dtype(arithmetic_); }
+  at::TensorOptions arithmetic_options() const { return mu_.tensor.options().dtype(arithmetic_); }
 
-  void add_rows(Operand& operand, const Tensor& tensor, const char* name);  // (lead...) or (lead..., steps)
-  void add_samples(Operand& operand, const Tensor& tensor, const char* name);  // (samples?, lead..., steps)
+  void add_per_row(Operand& operand, const Tensor& tensor, const char* name);   // (lead...)
+  void add_per_step(Operand& operand, const Tensor& tensor, const char* name);  // (lead..., steps)
+  void add_samples(Operand& operand, const Tensor& tensor, const char* name);   // (samples?, lead..., steps)
   // Fills in what every problem has; to be called last, when all operands are known.
   void finish(Problem& problem, std::optional<int64_t> samples, bool logits);
 
-  // Space for the gradient of mu, s or rho: of the input's own shape and type where nothing was broadcast,
-  // else whole, in the arithmetic's type; `reduce` then sums what was broadcast.
+  // Space for the gradient of mu, s or rho: the gradient itself where nothing was broadcast, else whole, in
+  // the arithmetic's type; `reduce` then sums what was broadcast.
   struct Gradient {
     Tensor space;
-    Tensor given;      // the input
-    Tensor with_last;  // the same with a last axis
+    Rows given;
+    bool own;
     Tensor reduce() const;
   };
-  Gradient gradient_mu(Output& output) const { return gradient(output, mu_, mu_); }
-  Gradient gradient_scale(Output& output) const { return gradient(output, scale_given_, scale_); }
-  Gradient gradient_rho(Output& output) const { return gradient(output, rho_given_, rho_); }
-  Gradient gradient(Output& output, const Tensor& given, const Tensor& with_last) const;
+  Gradient gradient_mu(Output& output) const { return gradient(output, mu_); }
+  Gradient gradient_scale(Output& output) const { return gradient(output, scale_); }
+  Gradient gradient_rho(Output& output) const { return gradient(output, rho_); }
+  Gradient gradient_per_step(Output& output, const Tensor& given) const {
+    return gradient(output, per_step(given));
+  }
 
  private:
-  void add(Operand& operand, const Tensor& expanded, int64_t sample_stride);
-  Tensor parameter(const Tensor& given, int64_t per_step, const char* name) const;
-
   struct Entry {
     Operand* operand;
-    Tensor tensor;  // (lead..., last)
+    Tensor tensor;
+    DimVector strides;  // of the leading axes; 0 where it is broadcast
   };
 
+  static Rows per_step(const Tensor& tensor);
+  Rows parameter(const Tensor& given, int64_t per_step, const char* name) const;
+  void add(Operand& operand, Rows rows, const char* name);
+  Gradient gradient(Output& output, const Rows& given) const;
+
   const char* op_;
-  Tensor mu_, scale_given_, rho_given_;
-  Tensor scale_, rho_;  // with a last axis
+  Rows mu_, scale_, rho_;
   at::ScalarType arithmetic_;
   Shape shape_;
-  std::vector<Entry> entries_;
+  c10::SmallVector<Entry, 6> entries_;
   bool adds_samples_in_memory_ = false;  // CUDA: gradients of several samples, in the arithmetic's type
 };
 

@@ -2,15 +2,16 @@
 // through.
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include "arguments.h"
 
 namespace rhovae::ops {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 using Ar1Op = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
@@ -35,44 +36,76 @@ static OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-struct Ar1Function : torch::autograd::Function<Ar1Function> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& scale, const Tensor& rho,
-                               const OptionalTensor& key, const OptionalTensor& eps,
-                               std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits,
-                               bool sample, int64_t kl) {
-    static const auto ar1 = op<Ar1Op>("rhovae::ar1");
+// Nodes written out, as torch's own operators have them: torch::autograd::Function keeps what it saves in
+// maps by name, and at 128 x 10 that costs more than the arithmetic.
+struct Node : torch::autograd::Node {
+  using torch::autograd::Node::Node;
+
+  // The gradients of the gradients are nobody's: asked for, their op has to say so; else that is passed by.
+  template <class Call>
+  static auto below_autograd_unless_recorded(const Call& call) {
+    if (at::GradMode::is_enabled()) return call();
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [z, divergence] = ar1.call(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl);
-    ctx->save_for_backward({mu, scale, rho, key.value_or(Tensor()), eps.value_or(Tensor())});
-    ctx->saved_data["num_samples"] = num_samples;
-    ctx->saved_data["row_offset"] = row_offset;
-    ctx->saved_data["logits"] = logits;
-    ctx->saved_data["kl"] = kl;
-    // Asked here: needs_input_grad counts only the tensors that were given.
-    ctx->saved_data["needs_deps"] = eps && eps->requires_grad();
-    ctx->set_materialize_grads(false);
-    variable_list unused;
-    if (!sample) unused.push_back(z);
-    if (kl == 0) unused.push_back(divergence);
-    ctx->mark_non_differentiable(unused);
-    return {z, divergence};
+    return call();
+  }
+};
+
+template <class... Tensors>
+static bool records(const char* name, const Tensors&... inputs) {
+  const auto has_tangent = [](const Tensor& tensor) {
+    return tensor.defined() && tensor._fw_grad(0).defined();
+  };
+  TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(inputs) || ...), name,
+                              ": forward-mode derivatives are not implemented");
+  return torch::autograd::compute_requires_grad(inputs...);
+}
+
+// torch counts a node's references in the node itself from some version on, and beside it before.
+template <class N>
+static auto make_node() {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, N>)
+    return c10::make_intrusive<N>();
+  else
+    return std::shared_ptr<N>(new N(), [](auto* node) { deleteNode(node); });
+}
+template <class N>
+using NodePointer = decltype(make_node<N>());
+
+template <class N, class... Tensors>
+static NodePointer<N> node_of(const Tensors&... inputs) {
+  NodePointer<N> node = make_node<N>();
+  node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
+  return node;
+}
+
+struct Ar1Node final : Node {
+  SavedVariable mu, scale, rho, key, eps;
+  std::optional<c10::SymInt> num_samples;
+  int64_t row_offset, kl;
+  bool logits, sample;
+
+  std::string name() const override { return "Ar1Backward"; }
+
+  void release_variables() override {
+    for (SavedVariable* saved : {&mu, &scale, &rho, &key, &eps}) saved->reset_data();
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  variable_list apply(variable_list&& grads) override {
     static const auto ar1_backward = op<Ar1BackwardOp>("rhovae::ar1_backward");
-    const auto saved = ctx->get_saved_variables();
-    if (!grads[0].defined() && !grads[1].defined()) return variable_list(10);
-    const bool needs_deps = ctx->saved_data["needs_deps"].toBool();
-    auto [dmu, dscale, drho, deps] = ar1_backward.call(
-        if_defined(grads[0]), if_defined(grads[1]), saved[0], saved[1], saved[2], if_defined(saved[3]),
-        if_defined(saved[4]), ctx->saved_data["num_samples"].to<std::optional<c10::SymInt>>(),
-        ctx->saved_data["row_offset"].toInt(), ctx->saved_data["logits"].toBool(),
-        ctx->saved_data["kl"].toInt(), needs_deps);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Tensor dz = sample ? grads[0] : Tensor(), dkl = kl ? grads[sample] : Tensor();
+    if (!dz.defined() && !dkl.defined()) return variable_list(4);
+    const bool needs_deps = task_should_compute_output(3);
+    auto gradients = below_autograd_unless_recorded([&] {
+      return ar1_backward.call(if_defined(dz), if_defined(dkl), mu.unpack(), scale.unpack(), rho.unpack(),
+                               if_defined(key.unpack()), if_defined(eps.unpack()), num_samples, row_offset,
+                               logits, kl, needs_deps);
+    });
+    auto& [dmu, dscale, drho, deps] = gradients;
     const auto wanted = [&](size_t input, const Tensor& gradient) {
-      return ctx->needs_input_grad(input) ? gradient : Tensor();
+      return task_should_compute_output(input) ? gradient : Tensor();
     };
-    return {wanted(0, dmu), wanted(1, dscale), wanted(2, drho), Tensor(), needs_deps ? deps : Tensor(),
-            Tensor(),       Tensor(),          Tensor(),        Tensor(), Tensor()};
+    return {wanted(0, dmu), wanted(1, dscale), wanted(2, drho), wanted(3, deps)};
   }
 };
 
@@ -80,32 +113,69 @@ static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, con
                                       const OptionalTensor& key, const OptionalTensor& eps,
                                       std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits,
                                       bool sample, int64_t kl) {
-  auto outputs = Ar1Function::apply(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl);
-  return {outputs[0], outputs[1]};
+  static const auto ar1 = op<Ar1Op>("rhovae::ar1");
+  const Tensor noise = eps.value_or(Tensor());
+  NodePointer<Ar1Node> node;
+  if (records("rhovae::ar1", mu, scale, rho, noise)) {
+    node = node_of<Ar1Node>(mu, scale, rho, noise);
+    node->mu = SavedVariable(mu, false);
+    node->scale = SavedVariable(scale, false);
+    node->rho = SavedVariable(rho, false);
+    node->key = SavedVariable(key.value_or(Tensor()), false);
+    node->eps = SavedVariable(noise, false);
+    node->num_samples = num_samples;
+    node->row_offset = row_offset, node->kl = kl, node->logits = logits, node->sample = sample;
+  }
+  auto outputs = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return ar1.call(mu, scale, rho, key, eps, std::move(num_samples), row_offset, logits, sample, kl);
+  }();
+  if (node) {
+    if (sample) torch::autograd::set_history(std::get<0>(outputs), node);
+    if (kl) torch::autograd::set_history(std::get<1>(outputs), node);
+  }
+  return outputs;
 }
 
-struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& z, const Tensor& mu, const Tensor& scale,
-                        const Tensor& rho, bool logits) {
-    static const auto log_prob = op<LogProbOp>("rhovae::ar1_log_prob");
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({z, mu, scale, rho});
-    ctx->saved_data["logits"] = logits;
-    return log_prob.call(z, mu, scale, rho, logits);
+struct LogProbNode final : Node {
+  SavedVariable z, mu, scale, rho;
+  bool logits;
+
+  std::string name() const override { return "Ar1LogProbBackward"; }
+
+  void release_variables() override {
+    for (SavedVariable* saved : {&z, &mu, &scale, &rho}) saved->reset_data();
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  variable_list apply(variable_list&& grads) override {
     static const auto log_prob_backward = op<LogProbBackwardOp>("rhovae::ar1_log_prob_backward");
-    const auto saved = ctx->get_saved_variables();
-    auto [dz, dmu, dscale, drho] = log_prob_backward.call(grads[0], saved[0], saved[1], saved[2], saved[3],
-                                                          ctx->saved_data["logits"].toBool());
-    return {dz, dmu, dscale, drho, Tensor()};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!grads[0].defined()) return variable_list(4);
+    auto [dz, dmu, dscale, drho] = below_autograd_unless_recorded([&] {
+      return log_prob_backward.call(grads[0], z.unpack(), mu.unpack(), scale.unpack(), rho.unpack(), logits);
+    });
+    return {dz, dmu, dscale, drho};
   }
 };
 
 static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
                        bool logits) {
-  return LogProbFunction::apply(z, mu, scale, rho, logits);
+  static const auto log_prob = op<LogProbOp>("rhovae::ar1_log_prob");
+  NodePointer<LogProbNode> node;
+  if (records("rhovae::ar1_log_prob", z, mu, scale, rho)) {
+    node = node_of<LogProbNode>(z, mu, scale, rho);
+    node->z = SavedVariable(z, false);
+    node->mu = SavedVariable(mu, false);
+    node->scale = SavedVariable(scale, false);
+    node->rho = SavedVariable(rho, false);
+    node->logits = logits;
+  }
+  Tensor output = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return log_prob.call(z, mu, scale, rho, logits);
+  }();
+  if (node) torch::autograd::set_history(output, node);
+  return output;
 }
 
 TORCH_LIBRARY_IMPL(rhovae, Autograd, m) {

@@ -4,21 +4,36 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <deque>
+
 #include "../cpu/kernels.h"
 #include "ar1.h"
 
 namespace rhovae::ops {
 
-// Rows are handed out in whole groups of the widest register's lanes, and few enough elements stay on one
-// thread.
+// Few elements stay on one thread. Of rows that share the lanes of a register whole groups are handed out,
+// for the widest of registers; of longer ones single rows; and a few very long ones are shared by all
+// threads.
 template <class P>
-static void over_rows(const P& problem, void (*kernel)(const P&, int64_t, int64_t)) {
-  constexpr int64_t kGroup = 16, kElementsPerThread = 16384;
-  const int64_t groups = (problem.rows + kGroup - 1) / kGroup;
-  const int64_t elements = problem.steps * problem.samples * kGroup;
+static void over_rows(const P& problem, const cpu::Kernel<P>& kernel) {
+  constexpr int64_t kLanes = 16, kElementsPerThread = 16384;
+  const int64_t tiles = (problem.steps + cpu::kTile - 1) / cpu::kTile, threads = at::get_num_threads();
+  const bool few = problem.rows < 4 * threads && !at::in_parallel_region();
+  if (threads > 1 && few && tiles * problem.samples * cpu::kTile > kElementsPerThread && tiles >= 4) {
+    std::deque<cpu::Relay> relays;
+    for (int64_t row = 0; row < problem.rows; ++row) relays.emplace_back(problem.samples, tiles, true);
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) {
+        for (int64_t row = 0; row < problem.rows; ++row) kernel.shared(problem, row, relays[row]);
+      }
+    });
+    return;
+  }
+  const int64_t group = problem.steps < cpu::kShortRow ? kLanes : 1;
+  const int64_t elements = problem.steps * problem.samples * group;
   const int64_t grain = (kElementsPerThread + elements - 1) / elements;
-  at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
-    kernel(problem, begin * kGroup, std::min(end * kGroup, problem.rows));
+  at::parallel_for(0, (problem.rows + group - 1) / group, grain, [&](int64_t begin, int64_t end) {
+    kernel.rows(problem, begin * group, std::min(end * group, problem.rows));
   });
 }
 

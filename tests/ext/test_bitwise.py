@@ -33,7 +33,11 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @KINDS
 @DTYPES
-@pytest.mark.parametrize(("rows", "d"), [(64, 500), (1, 30_011), (3000, 10), (1023, 33)], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "d", "samples"),
+    [(64, 500, None), (1, 30_011, None), (3, 9000, 2), (3000, 10, None), (1023, 33, None)],
+    ids=str,
+)
 def test_threads(
     backend: str,
     threads: Callable[[int], None],
@@ -41,9 +45,10 @@ def test_threads(
     kinds: tuple[str, str],
     rows: int,
     d: int,
+    samples: int | None,
 ) -> None:
-    case = make_case((rows,), d, *kinds, dtype, logits=True, key=(1, 2))
-    dz, dkl = torch.ones_like(case.mu), torch.ones(rows)
+    case = make_case((rows,), d, *kinds, dtype, logits=True, key=(1, 2), num_samples=samples)
+    dz, dkl = torch.ones_like(case.call(backend)[0]), torch.ones(rows)
     outputs = []
     for count in (1, 2, 1):
         threads(count)

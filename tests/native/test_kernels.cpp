@@ -1,5 +1,6 @@
 // Every instruction set of this processor against the recurrence written out in float64: values, KL,
-// gradients by finite differences, and the same bits over any split of the rows, threads included.
+// gradients by finite differences, and the same bits over any split of the rows and any number of threads on
+// one.
 
 #include <cstdint>
 #include <cstring>
@@ -156,6 +157,65 @@ void check_splits(const cpu::Kernels& kernels, const Chain& c) {
   CHECK(std::memcmp(whole.data(), split.data(), whole.size() * sizeof(float)) == 0);
 }
 
+// A row shared by any number of threads has the bits of one thread's work: values, KL and gradients.
+void check_shared(const cpu::Kernels& kernels, const Chain& c, int64_t samples, bool with_deps) {
+  const Inputs<float> in(c);
+  const size_t n = c.mu.size() * static_cast<size_t>(samples), rows = static_cast<size_t>(c.rows);
+  const int64_t tiles = (c.steps + cpu::kTile - 1) / cpu::kTile;
+  std::vector<float> dz(n), dkl(rows, 0.5f), eps(n);
+  for (size_t i = 0; i < n; ++i) {
+    dz[i] = static_cast<float>(Chain::weight(i)), eps[i] = static_cast<float>(Chain::weight(3 * i));
+  }
+  struct Results {
+    std::vector<float> z, kl, dmu, dscale, drho, deps;
+  };
+  const auto compute = [&](int threads) {
+    Results r{std::vector<float>(n),
+              std::vector<float>(rows),
+              std::vector<float>(c.mu.size()),
+              std::vector<float>(c.scale.size()),
+              std::vector<float>(c.rho.size()),
+              std::vector<float>(n)};
+    const auto output = [](std::vector<float>& values) { return Output{values.data(), Type::Float32}; };
+    Forward f{};
+    in.fill(c, f, true);
+    f.samples = samples, f.z = output(r.z), f.kl = output(r.kl), f.kl_kind = Kl::PerRow;
+    Backward b{};
+    in.fill(c, b, true);
+    const int64_t sample_stride = c.rows * c.steps;
+    if (with_deps) b.eps = {eps.data(), Type::Float32, 1, sample_stride, {c.steps}}, b.deps = output(r.deps);
+    b.samples = samples, b.dz = {dz.data(), Type::Float32, 1, sample_stride, {c.steps}};
+    b.dkl = operand(dkl, 1, 0);
+    b.dmu = output(r.dmu), b.dscale = output(r.dscale), b.drho = output(r.drho);
+    if (threads == 0) {
+      kernels.forward(f, 0, c.rows);
+      kernels.backward(b, 0, c.rows);
+      return r;
+    }
+    for (int64_t row = 0; row < c.rows; ++row) {
+      cpu::Relay forward_relay(samples, tiles, true), backward_relay(samples, tiles, true);
+      std::vector<std::thread> team;
+      for (int i = 0; i < threads; ++i) {
+        team.emplace_back([&, row] {
+          kernels.forward.shared(f, row, forward_relay);
+          kernels.backward.shared(b, row, backward_relay);
+        });
+      }
+      for (std::thread& thread : team) thread.join();
+    }
+    return r;
+  };
+  const Results alone = compute(0);
+  for (const int threads : {1, 2, 3}) {
+    const Results shared = compute(threads);
+    for (const auto part :
+         {&Results::z, &Results::kl, &Results::dmu, &Results::dscale, &Results::drho, &Results::deps}) {
+      const std::vector<float>&one = alone.*part, &many = shared.*part;
+      CHECK(std::memcmp(one.data(), many.data(), one.size() * sizeof(float)) == 0);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -167,13 +227,16 @@ int main() {
     }
     for (const bool per_step : {false, true}) {
       for (const bool logits : {false, true}) {
-        for (const int64_t steps : {2, 5, 63, 64, 131, 1029}) {
+        for (const int64_t steps : {2, 5, 16, 17, 63, 64, 127, 128, 131, 1029}) {
           const Chain c(steps > 1000 ? 2 : 19, steps, per_step, logits);
           check_values_and_gradients<float>(*kernels, c, 1e-5);
           check_values_and_gradients<double>(*kernels, c, 1e-12);
           check_splits(*kernels, c);
         }
       }
+      const Chain few(2, 5 * cpu::kTile + 77, per_step, true);
+      check_shared(*kernels, few, 1, false);
+      check_shared(*kernels, few, 3, true);
     }
   }
   return result();
