@@ -25,6 +25,9 @@ _REFERENCE = Backend(reference.ar1, reference.ar1_log_prob)
 _LOADED: dict[str, Backend] = {"reference": _REFERENCE}
 if native.unavailable is None:
     _LOADED["native"] = Backend(torch.ops.rhovae.ar1.default, torch.ops.rhovae.ar1_log_prob.default)
+    _LOADED["triton"] = Backend(
+        torch.ops.rhovae.triton_ar1.default, torch.ops.rhovae.triton_ar1_log_prob.default
+    )
 _NATIVE = _LOADED.get("native")
 
 
@@ -38,7 +41,7 @@ def _missing(name: str, device_type: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return "this version has no Triton kernels. Use backend='reference', or 'native' where it serves"
+        return _triton_missing(device_type)
     if native.unavailable is not None:
         return native.unavailable
     if device_type == "cpu":
@@ -52,6 +55,14 @@ def _missing(name: str, device_type: str) -> str | None:
         f"the compiled module was built without CUDA ({info['cuda_decision']}). Install the CUDA toolkit of "
         f"torch's version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
     )
+
+
+# Imported when first asked for. Evaluated while tracing, so that the graph stays whole.
+@torch.compiler.assume_constant_result
+def _triton_missing(device_type: str) -> str | None:
+    from . import triton
+
+    return triton.unavailable(device_type)
 
 
 def choose(operation: str, backend: str | None, mu: Tensor) -> Backend:

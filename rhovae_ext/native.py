@@ -152,3 +152,5 @@ unavailable: str | None = _load()
 if unavailable is None:
     for _name, _kernel in _FAKE.items():
         torch.library.register_fake(f"rhovae::{_name}", _kernel)
+        if _name != "draw_key":
+            torch.library.register_fake(f"rhovae::triton_{_name}", _kernel)

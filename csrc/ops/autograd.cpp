@@ -35,12 +35,27 @@ static OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-struct Ar1Function : torch::autograd::Function<Ar1Function> {
+// The implementations that these derivatives serve, by the names of their ops.
+struct Compiled {
+  static constexpr auto ar1 = "rhovae::ar1";
+  static constexpr auto ar1_backward = "rhovae::ar1_backward";
+  static constexpr auto log_prob = "rhovae::ar1_log_prob";
+  static constexpr auto log_prob_backward = "rhovae::ar1_log_prob_backward";
+};
+struct Triton {
+  static constexpr auto ar1 = "rhovae::triton_ar1";
+  static constexpr auto ar1_backward = "rhovae::triton_ar1_backward";
+  static constexpr auto log_prob = "rhovae::triton_ar1_log_prob";
+  static constexpr auto log_prob_backward = "rhovae::triton_ar1_log_prob_backward";
+};
+
+template <class Ops>
+struct Ar1Function : torch::autograd::Function<Ar1Function<Ops>> {
   static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                const OptionalTensor& key, const OptionalTensor& eps,
                                std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits,
                                bool sample, int64_t kl) {
-    static const auto ar1 = op<Ar1Op>("rhovae::ar1");
+    static const auto ar1 = op<Ar1Op>(Ops::ar1);
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [z, divergence] = ar1.call(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl);
     ctx->save_for_backward({mu, scale, rho, key.value_or(Tensor()), eps.value_or(Tensor())});
@@ -59,7 +74,7 @@ struct Ar1Function : torch::autograd::Function<Ar1Function> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static const auto ar1_backward = op<Ar1BackwardOp>("rhovae::ar1_backward");
+    static const auto ar1_backward = op<Ar1BackwardOp>(Ops::ar1_backward);
     const auto saved = ctx->get_saved_variables();
     if (!grads[0].defined() && !grads[1].defined()) return variable_list(10);
     const bool needs_deps = ctx->saved_data["needs_deps"].toBool();
@@ -76,18 +91,21 @@ struct Ar1Function : torch::autograd::Function<Ar1Function> {
   }
 };
 
+template <class Ops>
 static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                       const OptionalTensor& key, const OptionalTensor& eps,
                                       std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits,
                                       bool sample, int64_t kl) {
-  auto outputs = Ar1Function::apply(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl);
+  auto outputs =
+      Ar1Function<Ops>::apply(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl);
   return {outputs[0], outputs[1]};
 }
 
-struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
+template <class Ops>
+struct LogProbFunction : torch::autograd::Function<LogProbFunction<Ops>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& z, const Tensor& mu, const Tensor& scale,
                         const Tensor& rho, bool logits) {
-    static const auto log_prob = op<LogProbOp>("rhovae::ar1_log_prob");
+    static const auto log_prob = op<LogProbOp>(Ops::log_prob);
     const at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({z, mu, scale, rho});
     ctx->saved_data["logits"] = logits;
@@ -95,7 +113,7 @@ struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static const auto log_prob_backward = op<LogProbBackwardOp>("rhovae::ar1_log_prob_backward");
+    static const auto log_prob_backward = op<LogProbBackwardOp>(Ops::log_prob_backward);
     const auto saved = ctx->get_saved_variables();
     auto [dz, dmu, dscale, drho] = log_prob_backward.call(grads[0], saved[0], saved[1], saved[2], saved[3],
                                                           ctx->saved_data["logits"].toBool());
@@ -103,17 +121,24 @@ struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
   }
 };
 
+template <class Ops>
 static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
                        bool logits) {
-  return LogProbFunction::apply(z, mu, scale, rho, logits);
+  return LogProbFunction<Ops>::apply(z, mu, scale, rho, logits);
+}
+
+template <class Ops>
+static void register_autograd(torch::Library& m) {
+  m.impl(Ops::ar1, ar1<Ops>);
+  m.impl(Ops::log_prob, log_prob<Ops>);
+  // The gradients themselves are not differentiable: said when somebody tries, not answered wrongly.
+  m.impl(Ops::ar1_backward, torch::autograd::autogradNotImplementedFallback());
+  m.impl(Ops::log_prob_backward, torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(rhovae, Autograd, m) {
-  m.impl("ar1", ar1);
-  m.impl("ar1_log_prob", log_prob);
-  // The gradients themselves are not differentiable: said when somebody tries, not answered wrongly.
-  m.impl("ar1_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("ar1_log_prob_backward", torch::autograd::autogradNotImplementedFallback());
+  register_autograd<Compiled>(m);
+  register_autograd<Triton>(m);
 }
 
 }  // namespace rhovae::ops

@@ -1,0 +1,48 @@
+"""How a kernel is launched: at once, or as a node of the graph that torch.compile traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# With TRITON_INTERPRET=1 in the environment before Triton is imported, NumPy runs the kernels.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+# Integers that change from call to call: none of their values is worth a compilation of its own.
+INTEGERS = [
+    "rows",
+    "inner",
+    "steps",
+    "samples",
+    "chunks",
+    "row_offset",
+    *(
+        f"{name}_{stride}"
+        for name in ("mu", "scale", "rho", "eps", "z", "dz", "dkl", "dlog_prob")
+        for stride in ("sample", "outer", "inner")
+    ),
+]
+
+# kernel, programs, a tensor on the device, arguments
+Launch = Callable[[Any, int, Tensor, dict[str, Any]], None]
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    # A kernel is launched on the current device, whatever its tensors are on.
+    return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
+
+
+def now(kernel: Any, programs: int, like: Tensor, arguments: dict[str, Any]) -> None:
+    """Launches on the tensors' device, on its current stream."""
+    with _on(like.device):
+        kernel[(programs,)](**arguments)
+
+
+def traced(kernel: Any, programs: int, like: Tensor, arguments: dict[str, Any]) -> None:
+    """Leaves the launch in the graph."""
+    torch.library.wrap_triton(kernel)[(programs,)](**arguments)

@@ -1,0 +1,144 @@
+"""From tensors to what the kernels take: broadcasting, strides, and the space for gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..shapes import align_parameter, arithmetic_dtype, broadcast, broadcast_leading
+from . import blocks
+
+_SAMPLED = ("eps", "dz")  # operands that may have an axis of samples
+_ONE_OR_EACH = ("scale", "rho", "dkl")  # operands with a value for the row or one for each step
+_VECTOR = 4  # elements read and written at once where every row begins at a multiple of that
+
+
+class Gradient(NamedTuple):
+    """Space for the gradient of an input, and the way from it to the input's own shape and type."""
+
+    space: Tensor
+    given: Tensor
+    with_last: Tensor
+
+    def reduced(self) -> Tensor:
+        summed, shape = self.space, self.with_last.shape
+        if summed.shape != shape:
+            if summed.shape[-1] != shape[-1]:  # a part for every chunk of the row
+                summed = summed.sum(-1, keepdim=True)
+            summed = summed.sum_to_size(shape)
+        return summed.reshape(self.given.shape).to(self.given.dtype)
+
+
+class Rows:
+    """The rows of one call, the tensors along them, and the tiles they are cut into."""
+
+    def __init__(self, mu: Tensor, scale: Tensor, rho: Tensor, z: Tensor | None = None) -> None:
+        self.mu, self.steps, self.dtype = mu, mu.shape[-1], arithmetic_dtype(mu)
+        self.lead = broadcast_leading(mu, scale, rho)
+        if z is not None:
+            self.lead = broadcast(z.shape[:-1], self.lead)
+        self.count = 1
+        for size in self.lead:
+            self.count *= size
+        self.blocks = blocks.blocks_for(self.steps, self.dtype.itemsize)
+        self.scale = align_parameter(scale, mu)
+        # A row of one step has no rho: a zero takes its place.
+        self.rho = align_parameter(rho, mu) if self.steps > 1 else mu.new_zeros(1)
+        self._tensors: dict[str, Tensor] = {}
+        self._sample_strides: dict[str, int] = {}
+        self.add("mu", mu)
+        self.add("scale", self.scale)
+        self.add("rho", self.rho)
+
+    @property
+    def programs(self) -> int:
+        """Tiles that hold all rows, of one sample."""
+        return -(-self.count // self.blocks.rows) * self.blocks.chunks
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """An operand that broadcasts to (*lead, steps) or (*lead, 1)."""
+        last = tensor.shape[-1]
+        if last != 1 and tensor.stride(-1) != 1:
+            tensor = tensor.contiguous()
+        self._tensors[name] = tensor.expand([*self.lead, last])
+
+    def add_samples(self, name: str, tensor: Tensor | None) -> None:
+        """An operand (samples?, *lead, steps)."""
+        if tensor is None:
+            return
+        if tensor.stride(-1) != 1:
+            tensor = tensor.contiguous()
+        if tensor.dim() == len(self.lead) + 2:
+            self._sample_strides[name] = tensor.stride(0)
+            tensor = tensor.select(0, 0)
+        self.add(name, tensor)
+
+    def per_step(self, name: str) -> bool:
+        """Whether an operand has a value for every step; a row of one step makes no difference."""
+        return name in self._tensors and self._tensors[name].shape[-1] != 1
+
+    def arguments(self, *names: str) -> dict[str, Any]:
+        """What every kernel takes, and of each operand its tensor (None: absent) and the strides between rows."""
+        tensors, groups = self._walk()
+        inner = groups[-1][0]
+        found: dict[str, Any] = {}
+        aligned = self.steps % _VECTOR == 0
+        for name in names:
+            tensor = tensors.get(name)
+            strides = [0] * (2 - len(groups)) + [0 if tensor is None else tensor.stride(a) for _, a in groups]
+            found |= {name: tensor, f"{name}_outer": strides[0], f"{name}_inner": strides[1]}
+            if name in _ONE_OR_EACH:
+                found[f"{name.upper()}_STEP"] = self.per_step(name)
+            if name in _SAMPLED:
+                found[f"{name}_sample"] = self._sample_strides.get(name, 0)
+                strides.append(found[f"{name}_sample"])
+            if aligned and name != "rho" and self.per_step(name):  # rho is read one step off
+                aligned = all(stride % _VECTOR == 0 for stride in strides)
+        return found | {
+            "rows": self.count,
+            "inner": inner,
+            "steps": self.steps,
+            "chunks": self.blocks.chunks,
+            "DOUBLE": self.dtype.itemsize == 8,
+            "AXES": len(groups),
+            "ALIGN": _VECTOR if aligned else 1,
+            "ROWS": self.blocks.rows,
+            "STEPS": self.blocks.steps,
+            "num_warps": self.blocks.warps,
+        }
+
+    def _walk(self) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
+        """The operands and the axes to walk them by, at most two, as (size, axis).
+
+        Neighbouring axes are one wherever every operand steps through them as through one.
+        """
+        tensors = self._tensors
+        groups: list[tuple[int, int]] = []
+        for axis, size in enumerate(self.lead):
+            if size == 1:
+                continue
+            if groups and all(t.stride(groups[-1][1]) == t.stride(axis) * size for t in tensors.values()):
+                groups[-1] = (groups[-1][0] * size, axis)
+            else:
+                groups.append((size, axis))
+        if len(groups) > 2:  # strides this wild are not worth following
+            tensors = {name: t.reshape(self.count, t.shape[-1]) for name, t in tensors.items()}
+            groups = [(self.count, 0)]
+        return tensors, groups or [(1, 0)]
+
+    def values(self) -> Tensor:
+        """Space for one value of every chunk of a row, (*lead, chunks)."""
+        return self.mu.new_empty([*self.lead, self.blocks.chunks], dtype=self.dtype)
+
+    def maps(self, samples: int) -> tuple[Tensor, Tensor]:
+        """Space for the weights and the values of all chunks, (samples, rows, chunks) each."""
+        size = [samples, self.count, self.blocks.chunks]
+        return self.mu.new_empty(size, dtype=self.dtype), self.mu.new_empty(size, dtype=self.dtype)
+
+    def gradient(self, given: Tensor, with_last: Tensor) -> Gradient:
+        """Space (*lead, steps) or, for one value a row, (*lead, chunks): in the input's type where nothing is summed."""
+        last = with_last.shape[-1]
+        whole = [*self.lead, self.blocks.chunks if last == 1 else last]
+        own = whole == list(with_last.shape)
+        return Gradient(given.new_empty(whole, dtype=given.dtype if own else self.dtype), given, with_last)
