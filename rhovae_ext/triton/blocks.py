@@ -10,8 +10,8 @@ from typing import NamedTuple
 # The longest row that one tile holds, by the bytes of its arithmetic: longer ones are cut into chunks of that length.
 LONGEST = {4: 4096, 8: 2048}
 SHORTEST = 4  # one block of random words
-ELEMENTS = 1024  # of a tile, where rows are shorter than that
-ELEMENTS_PER_WARP = 256
+ELEMENTS = 512  # of a tile, where rows are shorter than that
+ELEMENTS_PER_WARP = 512
 MOST_WARPS = 8
 FOLD = 64  # chunks whose maps are composed at once
 
@@ -32,6 +32,7 @@ def blocks_for(steps: int, element_size: int) -> Blocks:
     length = SHORTEST
     while length < longest and length < steps:
         length *= 2
-    rows = max(1, ELEMENTS // length)
+    # A row of several chunks has its tiles to itself.
+    rows, chunks = (max(1, ELEMENTS // length), 1) if steps <= length else (1, -(-steps // length))
     warps = min(MOST_WARPS, max(1, rows * length // ELEMENTS_PER_WARP))
-    return Blocks(rows, length, 1 if steps <= length else -(-steps // length), warps)
+    return Blocks(rows, length, chunks, warps)

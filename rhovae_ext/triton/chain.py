@@ -6,14 +6,12 @@ A parameter with one value for a row is of shape (rows, 1) throughout.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def scale_of(given: Any, LOGITS: tl.constexpr) -> Any:
+def scale_of(given, LOGITS: tl.constexpr):
     """(s, log s) from what the caller gives: log s with logits, else s."""
     if LOGITS:
         return tl.exp(given), given
@@ -22,7 +20,7 @@ def scale_of(given: Any, LOGITS: tl.constexpr) -> Any:
 
 
 @triton.jit
-def correlation_of(given: Any, LOGITS: tl.constexpr) -> Any:
+def correlation_of(given, LOGITS: tl.constexpr):
     """(rho, c, -log c) from the logit or from rho itself; |rho| >= 1 is no correlation and becomes NaN.
 
     From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), log cosh a = |a| + log(1 + t^2) - log 2.
@@ -44,34 +42,55 @@ def correlation_of(given: Any, LOGITS: tl.constexpr) -> Any:
 
 
 @triton.jit
-def compose(weight1: Any, value1: Any, weight2: Any, value2: Any) -> Any:
+def _after(weight1, value1, weight2, value2):
     """One stretch of steps after another, each the map x -> weight x + value."""
     return weight1 * weight2, weight2 * value1 + value2
 
 
 @triton.jit
-def scan(weight: Any, value: Any, REVERSE: tl.constexpr) -> Any:
-    """The map from before the tile to after each of its steps; weight may be one for the row."""
+def _after_with_previous(weight1, value1, before_last1, last1, weight2, value2, before_last2, last2):
+    """The same, and the map to the step before the last one of the stretch."""
+    return weight1 * weight2, weight2 * value1 + value2, weight1 * before_last2, before_last2 * value1 + last2
+
+
+@triton.jit
+def _after_with_tangent(weight1, slope1, value1, tangent1, weight2, slope2, value2, tangent2):
+    """The same, and its derivative: slope that of the weight, tangent that of the value."""
+    slope = weight2 * slope1 + slope2 * weight1
+    return weight1 * weight2, slope, weight2 * value1 + value2, weight2 * tangent1 + slope2 * value1 + tangent2
+
+
+@triton.jit
+def scan(weight, value, REVERSE: tl.constexpr):
+    """x_k = weight_k x_{k-1} + value_k: (W, x) with x_k + W_k x_0 where x_0 is not 0. weight may be one for the row."""
     weight = tl.broadcast_to(weight, value.shape)
-    return tl.associative_scan((weight, value), 1, compose, reverse=REVERSE)
+    return tl.associative_scan((weight, value), 1, _after, reverse=REVERSE)
 
 
 @triton.jit
-def previous(x: Any, before: Any) -> Any:
-    """x_{k-1}; `before` stands in front of the tile's first step."""
-    column = tl.arange(0, x.shape[1])[None, :]
-    shifted = tl.gather(x, tl.broadcast_to(tl.maximum(column - 1, 0), x.shape), 1)
-    return tl.where(column == 0, before, shifted)
+def scan_with_previous(weight, value):
+    """(W, x, V, y): the scan, and y_k + V_k x_0 = x_{k-1}."""
+    weight = tl.broadcast_to(weight, value.shape)
+    maps = (weight, value, tl.full(value.shape, 1.0, value.dtype), tl.zeros(value.shape, value.dtype))
+    return tl.associative_scan(maps, 1, _after_with_previous)
 
 
 @triton.jit
-def at_column(x: Any, column: tl.constexpr) -> Any:
+def scan_with_tangent(weight, slope, value, tangent):
+    """(x, dx/da) where da moves every weight by slope and value by tangent; weight and slope are one for the row."""
+    maps = (tl.broadcast_to(weight, value.shape), tl.broadcast_to(slope, value.shape), value, tangent)
+    _, _, x, t = tl.associative_scan(maps, 1, _after_with_tangent)
+    return x, t
+
+
+@triton.jit
+def at_column(x, column: tl.constexpr):
     """One column of a tile, (rows, 1)."""
     return tl.sum(tl.where(tl.arange(0, x.shape[1])[None, :] == column, x, 0.0), 1, keep_dims=True)
 
 
 @triton.jit
-def carry_into(weights: Any, values: Any, chunk: Any, chunks: Any, REVERSE: tl.constexpr, FOLD: tl.constexpr) -> Any:
+def carry_into(weights, values, chunk, chunks, REVERSE: tl.constexpr, FOLD: tl.constexpr):
     """What reaches `chunk` of a row from the chunks before it (after it, in reverse): (1, 1).
 
     weights, values: (chunks,), the map of every chunk. The row starts (ends) at 0.

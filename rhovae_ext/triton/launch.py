@@ -13,12 +13,16 @@ from torch import Tensor
 # With TRITON_INTERPRET=1 in the environment before Triton is imported, NumPy runs the kernels.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+# Whether the kernels may hold NVIDIA's own instructions.
+NVIDIA = torch.version.cuda is not None and not INTERPRETED
+
 # Integers that change from call to call: none of their values is worth a compilation of its own.
 INTEGERS = [
     "rows",
     "inner",
     "steps",
     "samples",
+    "first_sample",
     "chunks",
     "row_offset",
     *(
@@ -28,8 +32,10 @@ INTEGERS = [
     ),
 ]
 
-# kernel, programs, a tensor on the device, arguments
-Launch = Callable[[Any, int, Tensor, dict[str, Any]], None]
+# kernel, grid, a tensor on the device, arguments
+Launch = Callable[[Any, tuple[int, int], Tensor, dict[str, Any]], None]
+
+MOST_SAMPLES = 65535  # of one launch: the limit of a grid's second axis
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -37,12 +43,23 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
-def now(kernel: Any, programs: int, like: Tensor, arguments: dict[str, Any]) -> None:
+def now(kernel: Any, grid: tuple[int, int], like: Tensor, arguments: dict[str, Any]) -> None:
     """Launches on the tensors' device, on its current stream."""
     with _on(like.device):
-        kernel[(programs,)](**arguments)
+        kernel[grid](**arguments)
 
 
-def traced(kernel: Any, programs: int, like: Tensor, arguments: dict[str, Any]) -> None:
+def traced(kernel: Any, grid: tuple[int, int], like: Tensor, arguments: dict[str, Any]) -> None:
     """Leaves the launch in the graph."""
-    torch.library.wrap_triton(kernel)[(programs,)](**arguments)
+    torch.library.wrap_triton(kernel)[grid](**arguments)
+
+
+def for_samples(
+    launch: Launch, kernel: Any, tiles: int, samples: int, like: Tensor, arguments: dict[str, Any]
+) -> None:
+    """Launches a kernel whose grid is (tiles, samples)."""
+    first = 0
+    while samples - first > MOST_SAMPLES:
+        launch(kernel, (tiles, MOST_SAMPLES), like, arguments | {"first_sample": first})
+        first += MOST_SAMPLES
+    launch(kernel, (tiles, samples - first), like, arguments | {"first_sample": first})

@@ -8,8 +8,6 @@ d/dlog s_k = -b_k x_k - 1, d/da_k = eps_k (c_k x_{k-1} - rho_k eps_k) + rho_k.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -20,19 +18,19 @@ from .tiles import load, place, row_starts, store
 
 @triton.jit
 def standardised(
-    z: Any,
-    z_start: Any,
-    mu: Any,
-    mu_start: Any,
-    scale: Any,
-    scale_start: Any,
-    step: Any,
-    steps: Any,
-    valid: Any,
+    z,
+    z_start,
+    mu,
+    mu_start,
+    scale,
+    scale_start,
+    step,
+    steps,
+    valid,
     LOGITS: tl.constexpr,
     SCALE_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
-) -> Any:
+):
     """(x, s, log s) at the steps; x is 0 outside the row, s is 1."""
     centred = load(z, z_start, step, steps, valid, 0.0, True, DOUBLE)
     centred -= load(mu, mu_start, step, steps, valid, 0.0, True, DOUBLE)
@@ -42,15 +40,15 @@ def standardised(
 
 @triton.jit
 def correlation_at(
-    rho: Any,
-    rho_start: Any,
-    step: Any,
-    steps: Any,
-    valid: Any,
+    rho,
+    rho_start,
+    step,
+    steps,
+    valid,
     LOGITS: tl.constexpr,
     RHO_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
-) -> Any:
+):
     """(rho, c, -log c) that tie the steps to those before them; 0, 1 and 0 at both ends, where there is nothing to tie."""
     given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
     r, c, minus_log_c = correlation_of(given, LOGITS)
@@ -60,23 +58,24 @@ def correlation_at(
 
 @triton.jit(do_not_specialize=INTEGERS)
 def log_prob(
-    z: Any,
+    z,
     z_outer: tl.int64,
     z_inner: tl.int64,
-    mu: Any,
+    mu,
     mu_outer: tl.int64,
     mu_inner: tl.int64,
-    scale: Any,
+    scale,
     scale_outer: tl.int64,
     scale_inner: tl.int64,
-    rho: Any,
+    rho,
     rho_outer: tl.int64,
     rho_inner: tl.int64,
-    out: Any,
+    out,
     rows: tl.int64,
     inner: tl.int64,
     steps: tl.int32,
     chunks: tl.int32,
+    CHUNKED: tl.constexpr,
     LOGITS: tl.constexpr,
     SCALE_STEP: tl.constexpr,
     RHO_STEP: tl.constexpr,
@@ -85,11 +84,11 @@ def log_prob(
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
-) -> None:
+):
     """out: (rows, chunks), the part of every chunk."""
-    row, step, _, chunk = place(1, chunks, ROWS, STEPS)
+    row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
-    steps = steps // ALIGN * ALIGN
+    steps *= ALIGN
     scale_align: tl.constexpr = ALIGN if SCALE_STEP else 1
     z_start = row_starts(row, inner, z_outer, z_inner, 0, AXES, ALIGN)
     mu_start = row_starts(row, inner, mu_outer, mu_inner, 0, AXES, ALIGN)
@@ -110,29 +109,30 @@ def log_prob(
 
 @triton.jit(do_not_specialize=INTEGERS)
 def log_prob_backward(
-    dlog_prob: Any,
+    dlog_prob,
     dlog_prob_outer: tl.int64,
     dlog_prob_inner: tl.int64,
-    z: Any,
+    z,
     z_outer: tl.int64,
     z_inner: tl.int64,
-    mu: Any,
+    mu,
     mu_outer: tl.int64,
     mu_inner: tl.int64,
-    scale: Any,
+    scale,
     scale_outer: tl.int64,
     scale_inner: tl.int64,
-    rho: Any,
+    rho,
     rho_outer: tl.int64,
     rho_inner: tl.int64,
-    dz: Any,
-    dmu: Any,
-    dscale: Any,
-    drho: Any,
+    dz,
+    dmu,
+    dscale,
+    drho,
     rows: tl.int64,
     inner: tl.int64,
     steps: tl.int32,
     chunks: tl.int32,
+    CHUNKED: tl.constexpr,
     LOGITS: tl.constexpr,
     SCALE_STEP: tl.constexpr,
     RHO_STEP: tl.constexpr,
@@ -141,11 +141,11 @@ def log_prob_backward(
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
-) -> None:
+):
     """dz and dmu (rows, steps); dscale and drho per step, (rows, steps) and (rows, steps - 1), or (rows, chunks)."""
-    row, step, _, chunk = place(1, chunks, ROWS, STEPS)
+    row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
-    steps = steps // ALIGN * ALIGN
+    steps *= ALIGN
     scale_align: tl.constexpr = ALIGN if SCALE_STEP else 1
     z_start = row_starts(row, inner, z_outer, z_inner, 0, AXES, ALIGN)
     mu_start = row_starts(row, inner, mu_outer, mu_inner, 0, AXES, ALIGN)
@@ -170,11 +170,10 @@ def log_prob_backward(
     by_z = h * b / s
     by_scale = h * (-b * x - 1.0) * (1.0 if LOGITS else 1.0 / s)
     start = row * steps
-    aligned = tl.multiple_of(start, (ALIGN, ALIGN))
-    store(dz, aligned, step, steps, valid, by_z)
-    store(dmu, aligned, step, steps, valid, -by_z)
+    store(dz, start, step, steps, valid, by_z)
+    store(dmu, start, step, steps, valid, -by_z)
     if SCALE_STEP:
-        store(dscale, aligned, step, steps, valid, by_scale)
+        store(dscale, start, step, steps, valid, by_scale)
     else:
         total = tl.sum(tl.where(step < steps, by_scale, 0.0), 1, keep_dims=True)
         tl.store(dscale + row * chunks + chunk, total.to(dscale.dtype.element_ty), mask=valid)

@@ -17,7 +17,7 @@ from . import backward as _backward
 from . import forward as _forward
 from . import log_prob as _log_prob
 from .blocks import FOLD
-from .launch import INTERPRETED, Launch, now, traced
+from .launch import INTERPRETED, NVIDIA, Launch, for_samples, now, traced
 from .rows import Rows
 
 
@@ -39,7 +39,7 @@ def _maps_of_x(
     weights, values = rows.maps(samples)
     arguments = rows.arguments("rho", "eps") | noise
     arguments |= {"weights": weights, "values": values, "samples": samples, "LOGITS": logits}
-    launch(_forward.totals, rows.programs * samples, rows.mu, arguments)
+    for_samples(launch, _forward.totals, rows.tiles, samples, rows.mu, arguments)
     return weights, values
 
 
@@ -57,21 +57,20 @@ def ar1(
     kl: int,
 ) -> tuple[Tensor, Tensor]:
     rows = Rows(mu, scale, rho)
-    samples = 1 if num_samples is None else num_samples
+    samples = 1 if num_samples is None or not sample else num_samples
     z = mu.new_empty([*([] if num_samples is None else [num_samples]), *rows.lead, rows.steps] if sample else [0])
     divergence = mu.new_empty([*rows.lead, rows.steps] if kl == 2 else [0], dtype=rows.dtype)
     if kl == 1:
         divergence = rows.values()
     if rows.count > 0:
         rows.add_samples("eps", eps if sample else None)
-        noise = {"key": _key(key, mu, sample and eps is None), "row_offset": row_offset}
+        noise = {"NVIDIA": NVIDIA, "key": _key(key, mu, sample and eps is None), "row_offset": row_offset}
         weights, values = _maps_of_x(launch, rows, noise, samples, logits) if sample else (None, None)
-        programs = rows.programs * (samples if sample else 1)
         outputs = {"z": z if sample else None, "kl": divergence if kl else None}
         arguments = rows.arguments("mu", "scale", "rho", "eps") | noise | outputs
-        arguments |= {"weights": weights, "values": values, "samples": samples if sample else 1}
+        arguments |= {"weights": weights, "values": values, "samples": samples}
         arguments |= {"LOGITS": logits, "KL": kl, "FOLD": FOLD}
-        launch(_forward.forward, programs, mu, arguments)
+        for_samples(launch, _forward.forward, rows.tiles, samples, mu, arguments)
     if kl == 1:
         divergence = divergence.squeeze(-1) if rows.blocks.chunks == 1 else divergence.sum(-1)
     return z, divergence
@@ -106,7 +105,7 @@ def ar1_backward(
         rows.add_samples("eps", None if dz is None else eps)
         if dkl is not None:
             rows.add("dkl", dkl if kl == 2 else dkl.unsqueeze(-1))
-        noise = {"key": _key(key, mu, dz is not None and eps is None), "row_offset": row_offset}
+        noise = {"NVIDIA": NVIDIA, "key": _key(key, mu, dz is not None and eps is None), "row_offset": row_offset}
         maps: tuple[Tensor | None, ...] = (None,) * 4
         if dz is not None:
             maps = (
@@ -119,7 +118,7 @@ def ar1_backward(
         arguments |= {"dmu": dmu.space, "dscale": dscale.space, "drho": drho.space if rows.steps > 1 else None}
         arguments |= {"deps": deps if needs_deps and dz is not None else None, "samples": samples}
         arguments |= {"LOGITS": logits, "FOLD": FOLD}
-        launch(_backward.backward, rows.programs, mu, arguments)
+        launch(_backward.backward, (rows.tiles, 1), mu, arguments)
     by_rho = drho.reduced() if rows.steps > 1 else rho.new_zeros(rho.shape)
     return dmu.reduced(), dscale.reduced(), by_rho, deps
 
@@ -131,8 +130,8 @@ def _maps_of_adjoint(
         return None, None
     weights, values = rows.maps(samples)
     arguments = rows.arguments("dz", "scale", "rho")
-    arguments |= {"adjoint_weights": weights, "adjoint_values": values, "samples": samples, "LOGITS": logits}
-    launch(_backward.adjoint_totals, rows.programs * samples, rows.mu, arguments)
+    arguments |= {"adjoint_weights": weights, "adjoint_values": values, "LOGITS": logits}
+    for_samples(launch, _backward.adjoint_totals, rows.tiles, samples, rows.mu, arguments)
     return weights, values
 
 
@@ -144,7 +143,7 @@ def ar1_log_prob(
     if rows.count > 0:
         rows.add("z", z)
         arguments = rows.arguments("z", "mu", "scale", "rho") | {"out": out, "LOGITS": logits}
-        launch(_log_prob.log_prob, rows.programs, mu, arguments)
+        launch(_log_prob.log_prob, (rows.tiles, 1), mu, arguments)
     return out.squeeze(-1) if rows.blocks.chunks == 1 else out.sum(-1)
 
 
@@ -162,7 +161,7 @@ def ar1_log_prob_backward(
         arguments = rows.arguments("dlog_prob", "z", "mu", "scale", "rho")
         arguments |= {"dz": dz.space, "dmu": dmu.space, "dscale": dscale.space}
         arguments |= {"drho": drho.space if rows.steps > 1 else None, "LOGITS": logits}
-        launch(_log_prob.log_prob_backward, rows.programs, mu, arguments)
+        launch(_log_prob.log_prob_backward, (rows.tiles, 1), mu, arguments)
     by_rho = drho.reduced() if rows.steps > 1 else rho.new_zeros(rho.shape)
     return dz.reduced(), dmu.reduced(), dscale.reduced(), by_rho
 

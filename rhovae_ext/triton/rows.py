@@ -52,7 +52,7 @@ class Rows:
         self.add("rho", self.rho)
 
     @property
-    def programs(self) -> int:
+    def tiles(self) -> int:
         """Tiles that hold all rows, of one sample."""
         return -(-self.count // self.blocks.rows) * self.blocks.chunks
 
@@ -79,34 +79,45 @@ class Rows:
         return name in self._tensors and self._tensors[name].shape[-1] != 1
 
     def arguments(self, *names: str) -> dict[str, Any]:
-        """What every kernel takes, and of each operand its tensor (None: absent) and the strides between rows."""
+        """What every kernel takes, and of each operand its tensor (None: absent) and the strides between rows.
+
+        Strides, and steps, count groups of ALIGN elements: _VECTOR where all rows begin at a multiple of that.
+        """
         tensors, groups = self._walk()
-        inner = groups[-1][0]
-        found: dict[str, Any] = {}
-        aligned = self.steps % _VECTOR == 0
+        strides: dict[str, list[int]] = {}
+        align = _VECTOR if self.steps % _VECTOR == 0 else 1
         for name in names:
             tensor = tensors.get(name)
-            strides = [0] * (2 - len(groups)) + [0 if tensor is None else tensor.stride(a) for _, a in groups]
-            found |= {name: tensor, f"{name}_outer": strides[0], f"{name}_inner": strides[1]}
-            if name in _ONE_OR_EACH:
-                found[f"{name.upper()}_STEP"] = self.per_step(name)
-            if name in _SAMPLED:
-                found[f"{name}_sample"] = self._sample_strides.get(name, 0)
-                strides.append(found[f"{name}_sample"])
-            if aligned and name != "rho" and self.per_step(name):  # rho is read one step off
-                aligned = all(stride % _VECTOR == 0 for stride in strides)
-        return found | {
+            along = [0 if tensor is None else tensor.stride(axis) for _, axis in groups]
+            strides[name] = [self._sample_strides.get(name, 0), *([0] * (2 - len(groups))), *along]
+            if self._vectors(name) and any(stride % _VECTOR for stride in strides[name]):
+                align = 1
+        found: dict[str, Any] = {
             "rows": self.count,
-            "inner": inner,
-            "steps": self.steps,
+            "inner": groups[-1][0],
+            "steps": self.steps // align,
             "chunks": self.blocks.chunks,
+            "CHUNKED": self.blocks.chunks > 1,
             "DOUBLE": self.dtype.itemsize == 8,
             "AXES": len(groups),
-            "ALIGN": _VECTOR if aligned else 1,
+            "ALIGN": align,
             "ROWS": self.blocks.rows,
             "STEPS": self.blocks.steps,
             "num_warps": self.blocks.warps,
         }
+        for name in names:
+            unit = align if self._vectors(name) else 1
+            sample, outer, inner = (stride // unit for stride in strides[name])
+            found |= {name: tensors.get(name), f"{name}_outer": outer, f"{name}_inner": inner}
+            if name in _SAMPLED:
+                found[f"{name}_sample"] = sample
+            if name in _ONE_OR_EACH:
+                found[f"{name.upper()}_STEP"] = self.per_step(name)
+        return found
+
+    def _vectors(self, name: str) -> bool:
+        """Whether several steps are read at once; those of rho, a step off, never are."""
+        return name != "rho" and self.per_step(name)
 
     def _walk(self) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
         """The operands and the axes to walk them by, at most two, as (size, axis).

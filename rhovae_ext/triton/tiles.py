@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def place(samples: Any, chunks: Any, ROWS: tl.constexpr, STEPS: tl.constexpr) -> Any:
-    """(row, step, sample, chunk) of this program: row (rows, 1) and step (1, steps) are numbers in the whole."""
-    program = tl.program_id(0)
-    chunk = program % chunks
-    sample = program // chunks % samples
-    row = (program // chunks // samples).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    return row, chunk * STEPS + tl.arange(0, STEPS)[None, :], sample, chunk
+def place(chunks, CHUNKED: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr):
+    """(row, step, chunk) of this program: row (rows, 1) and step (1, steps) are numbers in the whole."""
+    tile = tl.program_id(0)
+    chunk = 0
+    if CHUNKED:  # an integer division is worth avoiding
+        chunk = tile % chunks
+        tile = tile // chunks
+    row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    return row, chunk * STEPS + tl.arange(0, STEPS)[None, :], chunk
 
 
 @triton.jit
 def row_starts(
-    row: Any,
-    inner: Any,
-    outer_stride: Any,
-    inner_stride: Any,
-    offset: Any,
+    row,
+    inner,
+    outer_stride,
+    inner_stride,
+    offset,
     AXES: tl.constexpr,
     ALIGN: tl.constexpr,
-) -> Any:
+):
     """Where the rows begin, (rows, 1), walked by one stride or by two: the second `inner` times for each of the first.
 
-    All of them are multiples of ALIGN.
+    Offset and strides count groups of ALIGN elements: so the compiler knows what it may read at once.
     """
     if AXES == 1:
         start = row * inner_stride
     else:
         start = row // inner * outer_stride + row % inner * inner_stride
-    return tl.multiple_of(offset + start, (ALIGN, ALIGN))
+    return (offset + start) * ALIGN
 
 
 @triton.jit
 def load(
-    tensor: Any,
-    start: Any,
-    step: Any,
-    count: Any,
-    valid: Any,
+    tensor,
+    start,
+    step,
+    count,
+    valid,
     other: tl.constexpr,
     STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
-) -> Any:
+):
     """Values (rows, steps), or (rows, 1) where a row has one, in the arithmetic's type; `other` outside [0, count)."""
     real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     if STEP:
@@ -60,6 +60,16 @@ def load(
 
 
 @triton.jit
-def store(tensor: Any, start: Any, step: Any, count: Any, valid: Any, value: Any) -> None:
+def store(tensor, start, step, count, valid, value):
     """Writes a tile in the tensor's type; steps outside [0, count) are left alone."""
     tl.store(tensor + start + step, value.to(tensor.dtype.element_ty), mask=valid & (step >= 0) & (step < count))
+
+
+@triton.jit
+def row_sum(value, step, chunk, first, last, STEPS: tl.constexpr):
+    """Sum over the tile's steps in [first, last), (rows, 1), of values per step or of one that stands for all of them."""
+    if value.shape[1] == 1:
+        count = tl.minimum(last, (chunk + 1) * STEPS) - tl.maximum(first, chunk * STEPS)
+        return value * count.to(value.dtype)
+    else:
+        return tl.sum(tl.where((step >= first) & (step < last), value, 0.0), 1, keep_dims=True)
