@@ -84,7 +84,6 @@ def backward(
     RHO_STEP: tl.constexpr,
     DKL_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
-    NVIDIA: tl.constexpr,
     AXES: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -116,7 +115,7 @@ def backward(
             g = load(dz, dz_start, step, steps, valid, 0.0, True, DOUBLE)
             eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
             e = noise(
-                eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE, NVIDIA
+                eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE
             )
             source = innovation(c, e, step)
             if by_adjoint:

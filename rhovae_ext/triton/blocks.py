@@ -1,4 +1,4 @@
-"""The one table of block sizes. They follow from a row's length alone, so that no result depends on how many rows there are.
+"""The one table of block sizes. They follow from what a row is, never from how many there are: so no result does either.
 
 Chosen from compiled code for sm_80 and sm_90 (registers, spills, instructions an element); no autotuning.
 """
@@ -7,12 +7,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# The longest row that one tile holds, by the bytes of its arithmetic: longer ones are cut into chunks of that length.
-LONGEST = {4: 4096, 8: 2048}
-SHORTEST = 4  # one block of random words
-ELEMENTS = 512  # of a tile, where rows are shorter than that
-ELEMENTS_PER_WARP = 512
-MOST_WARPS = 8
+
+class Tile(NamedTuple):
+    """What suits a kind of rows."""
+
+    of_a_warp: int  # elements of a warp: more share the row's own work, fewer leave registers
+    longest: int  # the longest row in one tile; longer ones are cut into chunks of that length
+
+
+# By the bytes of the arithmetic, and whether s or rho has a value per step.
+TILES = {
+    (4, False): Tile(512, 4096),
+    (4, True): Tile(256, 2048),
+    (8, False): Tile(256, 1024),
+    (8, True): Tile(256, 1024),
+}
+SHORTEST = 4  # steps of a tile: one block of random words
 FOLD = 64  # chunks whose maps are composed at once
 
 
@@ -25,14 +35,15 @@ class Blocks(NamedTuple):
     warps: int
 
 
-def blocks_for(steps: int, element_size: int) -> Blocks:
+def blocks_for(steps: int, element_size: int, per_step: bool) -> Blocks:
     """The tiles for rows of `steps` steps."""
-    longest = LONGEST[element_size]
+    tile = TILES[element_size, per_step]
     # Compared, not computed, so that what is traced with symbolic lengths holds for every length of a tile.
     length = SHORTEST
-    while length < longest and length < steps:
+    while length < tile.longest and length < steps:
         length *= 2
-    # A row of several chunks has its tiles to itself.
-    rows, chunks = (max(1, ELEMENTS // length), 1) if steps <= length else (1, -(-steps // length))
-    warps = min(MOST_WARPS, max(1, rows * length // ELEMENTS_PER_WARP))
-    return Blocks(rows, length, chunks, warps)
+    if steps > length:
+        rows, chunks = 1, -(-steps // length)
+    else:
+        rows, chunks = max(1, tile.of_a_warp // length), 1
+    return Blocks(rows, length, chunks, max(1, length // tile.of_a_warp))

@@ -9,6 +9,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import launch
+
+NVIDIA = tl.constexpr(launch.NVIDIA)
+
+
+@triton.jit
+def fast(x, FUNCTION: tl.constexpr):
+    """NVIDIA's own lg2, sin or cos in float32: one instruction, to 2^-20 absolute."""
+    return tl.inline_asm_elementwise(FUNCTION + ".approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def log(x):
+    """The natural logarithm, in float32 to 2^-22 (absolute next to 1) where that takes one instruction."""
+    if NVIDIA and x.dtype == tl.float32:
+        return 0.693147180559945309 * fast(x, "lg2")
+    else:
+        return tl.log(x)
+
 
 @triton.jit
 def scale_of(given, LOGITS: tl.constexpr):
@@ -16,7 +35,7 @@ def scale_of(given, LOGITS: tl.constexpr):
     if LOGITS:
         return tl.exp(given), given
     else:
-        return given, tl.log(given)
+        return given, log(given)
 
 
 @triton.jit
@@ -33,12 +52,12 @@ def correlation_of(given, LOGITS: tl.constexpr):
         square = t * t
         inverse = 1.0 / (1.0 + square)
         rho = (1.0 - square) * inverse
-        minus_log_c = size + tl.log(1.0 + square) - 0.693147180559945309417232121458
+        minus_log_c = size + log(1.0 + square) - 0.693147180559945309417232121458
         return tl.where(given < 0, -rho, rho), 2.0 * t * inverse, minus_log_c
     else:
         square = (1.0 - given) * (1.0 + given)
         square = tl.where(square > 0, square, float("nan"))
-        return given, tl.sqrt(square), -0.5 * tl.log(square)
+        return given, tl.sqrt(square), -0.5 * log(square)
 
 
 @triton.jit

@@ -26,13 +26,12 @@ def noise(
     valid,
     STEPS: tl.constexpr,
     DOUBLE: tl.constexpr,
-    NVIDIA: tl.constexpr,
 ):
     """eps of a tile, read where it is given, else drawn: with samples, every sample of a row is a row of its own."""
     if eps is not None:
         return load(eps, eps_start, step, steps, valid, 0.0, True, DOUBLE)
     else:
-        return normals(key, (row_offset + row) * samples + sample, chunk, STEPS, DOUBLE, NVIDIA)
+        return normals(key, (row_offset + row) * samples + sample, chunk, STEPS, DOUBLE)
 
 
 @triton.jit
@@ -74,7 +73,6 @@ def forward(
     RHO_STEP: tl.constexpr,
     KL: tl.constexpr,
     DOUBLE: tl.constexpr,
-    NVIDIA: tl.constexpr,
     AXES: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -101,7 +99,7 @@ def forward(
         sample = first_sample + tl.program_id(1)
         eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
         e = noise(
-            eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE, NVIDIA
+            eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE
         )
         weight, x = scan(r, innovation(c, e, step), False)
         if CHUNKED:
@@ -144,7 +142,6 @@ def totals(
     LOGITS: tl.constexpr,
     RHO_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
-    NVIDIA: tl.constexpr,
     AXES: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -159,7 +156,7 @@ def totals(
     sample = first_sample + tl.program_id(1)
     eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
     e = noise(
-        eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE, NVIDIA
+        eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE
     )
     weight, x = scan(r, innovation(c, e, step), False)
     map_of_chunk = (sample * rows + row) * chunks + chunk

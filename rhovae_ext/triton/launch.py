@@ -13,8 +13,8 @@ from torch import Tensor
 # With TRITON_INTERPRET=1 in the environment before Triton is imported, NumPy runs the kernels.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-# Whether the kernels may hold NVIDIA's own instructions.
-NVIDIA = torch.version.cuda is not None and not INTERPRETED
+# Whether the kernels may hold NVIDIA's own instructions: a build of torch serves GPUs of one maker.
+NVIDIA = not INTERPRETED and torch.version.hip is None and torch.version.xpu is None
 
 # Integers that change from call to call: none of their values is worth a compilation of its own.
 INTEGERS = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .chain import NVIDIA, fast
 
 @triton.jit
 def _low(pattern):
@@ -29,15 +30,9 @@ def words(seed, position, row):
 
 
 @triton.jit
-def _fast(x, FUNCTION: tl.constexpr):
-    """The GPU's own log2, sine or cosine, one instruction of NVIDIA's."""
-    return tl.inline_asm_elementwise(FUNCTION + ".approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-
-
-@triton.jit
-def _minus_two_log(word, NVIDIA: tl.constexpr):
+def _minus_two_log(word):
     u = word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # (word + 1/2) 2^-32
-    log2 = _fast(u, "lg2") if NVIDIA else tl.log2(u)
+    log2 = fast(u, "lg2") if NVIDIA else tl.log2(u)
     # Next to 1 a fast logarithm is only good to 2^-22 absolute, which the square root would make visible.
     return tl.where(u > 0.9997, 2.0 - 2.0 * u, -1.3862943611198906 * log2)
 
@@ -60,11 +55,11 @@ def _turns(word):
 
 
 @triton.jit
-def _pair(word1, word2, NVIDIA: tl.constexpr):
-    radius = tl.sqrt(_minus_two_log(word1, NVIDIA))
+def _pair(word1, word2):
+    radius = tl.sqrt(_minus_two_log(word1))
     if NVIDIA:
         angle = 6.283185307179586477 * _turns(word2)
-        return radius * _fast(angle, "cos"), radius * _fast(angle, "sin")
+        return radius * fast(angle, "cos"), radius * fast(angle, "sin")
     else:
         return radius * _sine(_turns(word2 + 0x40000000)), radius * _sine(_turns(word2))  # a quarter turn on: the cosine
 
@@ -81,7 +76,7 @@ def _pair_of_doubles(word1, word2, word3, word4):
 
 
 @triton.jit
-def normals(key, row, chunk, STEPS: tl.constexpr, DOUBLE: tl.constexpr, NVIDIA: tl.constexpr):
+def normals(key, row, chunk, STEPS: tl.constexpr, DOUBLE: tl.constexpr):
     """eps (rows, STEPS) of the chunk-th STEPS steps.
 
     key: pointer to (seed, offset), 64-bit patterns. row: (rows, 1), 64-bit patterns. float32 draws four normals a block
@@ -95,6 +90,6 @@ def normals(key, row, chunk, STEPS: tl.constexpr, DOUBLE: tl.constexpr, NVIDIA: 
         e0, e1 = _pair_of_doubles(w0, w1, w2, w3)
         return tl.interleave(e0, e1)
     else:
-        e0, e1 = _pair(w0, w1, NVIDIA)
-        e2, e3 = _pair(w2, w3, NVIDIA)
+        e0, e1 = _pair(w0, w1)
+        e2, e3 = _pair(w2, w3)
         return tl.interleave(tl.interleave(e0, e2), tl.interleave(e1, e3))

@@ -17,7 +17,7 @@ from . import backward as _backward
 from . import forward as _forward
 from . import log_prob as _log_prob
 from .blocks import FOLD
-from .launch import INTERPRETED, NVIDIA, Launch, for_samples, now, traced
+from .launch import INTERPRETED, Launch, for_samples, now, traced
 from .rows import Rows
 
 
@@ -64,7 +64,7 @@ def ar1(
         divergence = rows.values()
     if rows.count > 0:
         rows.add_samples("eps", eps if sample else None)
-        noise = {"NVIDIA": NVIDIA, "key": _key(key, mu, sample and eps is None), "row_offset": row_offset}
+        noise = {"key": _key(key, mu, sample and eps is None), "row_offset": row_offset}
         weights, values = _maps_of_x(launch, rows, noise, samples, logits) if sample else (None, None)
         outputs = {"z": z if sample else None, "kl": divergence if kl else None}
         arguments = rows.arguments("mu", "scale", "rho", "eps") | noise | outputs
@@ -105,7 +105,7 @@ def ar1_backward(
         rows.add_samples("eps", None if dz is None else eps)
         if dkl is not None:
             rows.add("dkl", dkl if kl == 2 else dkl.unsqueeze(-1))
-        noise = {"NVIDIA": NVIDIA, "key": _key(key, mu, dz is not None and eps is None), "row_offset": row_offset}
+        noise = {"key": _key(key, mu, dz is not None and eps is None), "row_offset": row_offset}
         maps: tuple[Tensor | None, ...] = (None,) * 4
         if dz is not None:
             maps = (

@@ -41,7 +41,6 @@ class Rows:
         self.count = 1
         for size in self.lead:
             self.count *= size
-        self.blocks = blocks.blocks_for(self.steps, self.dtype.itemsize)
         self.scale = align_parameter(scale, mu)
         # A row of one step has no rho: a zero takes its place.
         self.rho = align_parameter(rho, mu) if self.steps > 1 else mu.new_zeros(1)
@@ -50,6 +49,8 @@ class Rows:
         self.add("mu", mu)
         self.add("scale", self.scale)
         self.add("rho", self.rho)
+        per_step = self.per_step("scale") or self.per_step("rho")
+        self.blocks = blocks.blocks_for(self.steps, self.dtype.itemsize, per_step)
 
     @property
     def tiles(self) -> int:

@@ -26,8 +26,7 @@ def small_tiles(available: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny shapes come by every branch: several rows a tile, several chunks a row, several folds of chunks."""
     from rhovae_ext.triton import blocks, ops
 
-    monkeypatch.setattr(blocks, "LONGEST", {4: 16, 8: 16})
-    monkeypatch.setattr(blocks, "ELEMENTS", 32)
+    monkeypatch.setattr(blocks, "TILES", dict.fromkeys(blocks.TILES, blocks.Tile(of_a_warp=32, longest=16)))
     monkeypatch.setattr(ops, "FOLD", 2)
 
 
