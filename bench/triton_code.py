@@ -3,8 +3,9 @@
     python -m bench.triton_code            # a table: registers, spills, instructions an element
     python -m bench.triton_code --json
 
-An element costs the instructions of its thread shared over the thread's elements: the kernels are straight lines, whose one
-loop, over samples, is counted once. The budget beside them is that of the compiled CUDA kernels.
+An element costs the instructions of its thread shared over the thread's elements: the kernels are straight
+lines, whose one loop, over samples, is counted once. The budget beside them is that of the compiled CUDA
+kernels.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,13 +133,13 @@ def cost(launch: Launch, target: int, d: int, dtype: torch.dtype, per_step: bool
     )
 
 
-def costs(lengths: tuple[int, ...], dtypes: tuple[torch.dtype, ...], targets: tuple[int, ...]) -> Iterator[Cost]:
-    for target in targets:
-        for dtype in dtypes:
-            for d in lengths:
-                for per_step in (False, True):
-                    for launch in launches(d, dtype, per_step):
-                        yield cost(launch, target, d, dtype, per_step)
+def costs(options: argparse.Namespace) -> Iterator[Cost]:
+    for target, name, d, parameters in product(
+        options.targets, options.dtypes, options.lengths, options.parameters
+    ):
+        dtype, per_step = getattr(torch, name), parameters == "step"
+        for launch in launches(d, dtype, per_step):
+            yield cost(launch, target, d, dtype, per_step)
 
 
 def main() -> None:
@@ -146,19 +148,25 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="d (default: %(default)s)")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], help="of mu (default: %(default)s)")
     parser.add_argument("--targets", type=int, nargs="+", default=TARGETS, help="sm_ (default: %(default)s)")
+    parser.add_argument(
+        "--parameters",
+        nargs="+",
+        choices=("row", "step"),
+        default=("row", "step"),
+        help="s and rho per row, per step",
+    )
     options = parser.parse_args()
-    dtypes = tuple(getattr(torch, name) for name in options.dtypes)
     if not options.json:
-        print("| target | kernel | type | d | s, rho per | tile | warps | registers | spills | instructions/element | CUDA |")
+        print("| target | kernel | type | d | s, rho | tile | warps | regs | spills | instr/element | CUDA |")
         print("|---|---|---|--:|---|---|--:|--:|--:|--:|--:|")
-    for c in costs(tuple(options.lengths), dtypes, tuple(options.targets)):
+    for c in costs(options):
         if options.json:
             print(json.dumps(asdict(c)), flush=True)
             continue
         budget = BUDGET.get(c.kernel, "") if c.parameters == "row" else ""
         print(
-            f"| sm_{c.target} | {c.kernel} | {c.dtype} | {c.d} | {c.parameters} | {c.tile} | {c.warps} | {c.registers} "
-            f"| {c.spills} | {c.instructions_per_element} | {budget} |",
+            f"| sm_{c.target} | {c.kernel} | {c.dtype} | {c.d} | {c.parameters} | {c.tile} | {c.warps} "
+            f"| {c.registers} | {c.spills} | {c.instructions_per_element} | {budget} |",
             flush=True,
         )
 

@@ -41,7 +41,8 @@ def _missing(name: str, device_type: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return _triton_missing(device_type)
+        reason: str | None = _triton_missing(device_type)
+        return reason
     if native.unavailable is not None:
         return native.unavailable
     if device_type == "cpu":

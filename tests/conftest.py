@@ -14,6 +14,6 @@ for folder in (ROOT / "build" / "native", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-# Without a GPU the Triton kernels are tested in Triton's interpreter, which is chosen when Triton is imported.
+    # Without a GPU Triton's kernels are tested in its interpreter, which is chosen when Triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

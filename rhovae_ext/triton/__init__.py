@@ -1,7 +1,7 @@
-"""The Triton backend: the same functions on any device that Triton drives. Imported when it is first asked for.
+"""The Triton backend: the same functions on any device that Triton drives. Imported when first asked for.
 
-Kernels in `forward`, `backward` and `log_prob` over the tiles of `tiles`, with the mathematics in `chain` and `noise`;
-`rows`, `blocks` and `launch` prepare them, `ops` registers them.
+Kernels in `forward`, `backward` and `log_prob` over the tiles of `tiles`, with the mathematics in `chain` and
+`noise`; `rows`, `blocks` and `launch` prepare them, `ops` registers them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from .. import native
 
 OLDEST, NEWEST = (3, 4), (3, 9)
-_INSTALL = "pip install 'triton>=3.4,<3.10' (a CUDA, ROCm or XPU build of torch brings its own)"
+_INSTALL = "pip install 'triton>=3.4,<3.10' (CUDA, ROCm and XPU builds of torch bring their own)"
 
 
 def unavailable(device_type: str) -> str | None:
     """None where the backend serves tensors on such devices, else why not and how to get it."""
     if native.unavailable is not None:
-        return f"it shares schemas and autograd with the compiled module, which needs no CUDA: {native.unavailable}"
+        return f"its autograd is in the compiled module, which needs no CUDA: {native.unavailable}"
     if util.find_spec("triton") is None:
         return f"triton is not installed: {_INSTALL}"
     installed = metadata.version("triton")
@@ -31,8 +31,8 @@ def unavailable(device_type: str) -> str | None:
     if device_type == "cpu":
         if not INTERPRETED:
             return (
-                "Triton compiles for GPUs. Move the tensors to one, or use backend='native'; to try the kernels on "
-                "the CPU, slowly, set TRITON_INTERPRET=1 in the environment before Python starts"
+                "Triton compiles for GPUs. Move the tensors to one, or use backend='native'. To try the "
+                "kernels on the CPU, slowly, set TRITON_INTERPRET=1 before Python starts"
             )
     elif device_type not in ("cuda", "xpu"):
         return f"Triton serves CUDA, ROCm and XPU devices, not {device_type}. Use backend='reference'"

@@ -5,8 +5,8 @@ With g = dL/dz, h = dL/dKL, rho = tanh(a) and v_k = c_k (c_k x_{k-1} - rho_k eps
     dL/dmu_k = g_k + h mu_k,   dL/dlog s_k = g_k s_k x_k + h (s_k^2 - 1),   dL/deps_k = c_k lambda_k,
     dL/da_k = lambda_k v_k + h rho_k,   lambda_k = g_k s_k + rho_{k+1} lambda_{k+1}
 
-For one rho a row in one tile the tangent t_k = dx_k/da = rho t_{k-1} + v_k runs forward beside x in place of lambda:
-dL/da = sum_k g_k s_k t_k + h (d - 1) rho.
+For one rho a row in one tile the tangent t_k = dx_k/da = rho t_{k-1} + v_k runs forward beside x in place of
+lambda: dL/da = sum_k g_k s_k t_k + h (d - 1) rho.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chain import at_column, carry_into, correlation_of, scale_of, scan, scan_with_previous, scan_with_tangent
+from .chain import (
+    at_column,
+    carry_into,
+    correlation_of,
+    scale_of,
+    scan,
+    scan_with_previous,
+    scan_with_tangent,
+)
 from .forward import innovation, noise
 from .launch import INTEGERS
 from .tiles import load, place, row_starts, row_sum, store
@@ -92,8 +100,8 @@ def backward(
 ):
     """dmu (rows, steps); dscale and drho per step, (rows, steps) and (rows, steps - 1), or (rows, chunks).
 
-    deps (samples, rows, steps) unless None. A dz or dkl of None is zero. weights and values: where rows are CHUNKED, the maps
-    of the chunks of x and of lambda, (samples, rows, chunks). Programs: tiles.
+    deps (samples, rows, steps) unless None. A dz or dkl of None is zero. weights and values: where rows are
+    CHUNKED, the maps of the chunks of x and of lambda, (samples, rows, chunks). Programs: tiles.
     """
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
@@ -115,7 +123,19 @@ def backward(
             g = load(dz, dz_start, step, steps, valid, 0.0, True, DOUBLE)
             eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
             e = noise(
-                eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE
+                eps,
+                eps_start,
+                key,
+                row_offset,
+                row,
+                step,
+                sample,
+                chunk,
+                steps,
+                samples,
+                valid,
+                STEPS,
+                DOUBLE,
             )
             source = innovation(c, e, step)
             if by_adjoint:
@@ -127,7 +147,9 @@ def backward(
                     carry = carry_into(weights + line, values + line, chunk, chunks, False, FOLD)
                     x += weight * carry
                     before += weight_before * carry
-                    carry = carry_into(adjoint_weights + line, adjoint_values + line, chunk, chunks, True, FOLD)
+                    carry = carry_into(
+                        adjoint_weights + line, adjoint_values + line, chunk, chunks, True, FOLD
+                    )
                     adjoint += reach * carry
                 by_logit += tl.where(step == 0, 0.0, adjoint * c * (c * before - r * e))
                 if deps is not None:
@@ -197,7 +219,7 @@ def adjoint_totals(
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """The map of lambda through every chunk of a long row, from its end to its start: (samples, rows, chunks)."""
+    """The map of lambda from the end of every chunk to its start: (samples, rows, chunks)."""
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN

@@ -1,5 +1,6 @@
-"""The one table of block sizes. They follow from what a row is, never from how many there are: so no result does either.
+"""The one table of block sizes.
 
+They follow from what a row is, never from how many there are: so no result does either.
 Chosen from compiled code for sm_80 and sm_90 (registers, spills, instructions an element); no autotuning.
 """
 
@@ -38,6 +39,8 @@ class Blocks(NamedTuple):
 def blocks_for(steps: int, element_size: int, per_step: bool) -> Blocks:
     """The tiles for rows of `steps` steps."""
     tile = TILES[element_size, per_step]
+    if steps > tile.longest:  # chunks go back by the adjoint, as parameters per step do
+        tile = TILES[element_size, True]
     # Compared, not computed, so that what is traced with symbolic lengths holds for every length of a tile.
     length = SHORTEST
     while length < tile.longest and length < steps:

@@ -1,7 +1,8 @@
-"""The Gaussian Markov chain over tiles (rows, steps): parameters, the scan, and its carry from one tile to the next.
+"""The Gaussian Markov chain over tiles (rows, steps): parameters, scans, and what goes from tile to tile.
 
-z_k = mu_k + s_k x_k, x_1 = eps_1, x_k = rho_k x_{k-1} + c_k eps_k, c_k = sqrt(1 - rho_k^2) (rho-VAE, arXiv 1909.06236).
-A parameter with one value for a row is of shape (rows, 1) throughout.
+    z_k = mu_k + s_k x_k,   x_1 = eps_1,   x_k = rho_k x_{k-1} + c_k eps_k,   c_k = sqrt(1 - rho_k^2)
+
+(rho-VAE, arXiv 1909.06236). A parameter with one value for a row is of shape (rows, 1) throughout.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def scale_of(given, LOGITS: tl.constexpr):
 def correlation_of(given, LOGITS: tl.constexpr):
     """(rho, c, -log c) from the logit or from rho itself; |rho| >= 1 is no correlation and becomes NaN.
 
-    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), log cosh a = |a| + log(1 + t^2) - log 2.
-    None overflows. Far past the last digit of 1 - rho, t is held: c stays a number that the density can divide by.
+    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), log cosh a = |a| + log(1 +
+    t^2) - log 2. None overflows. Far past the last digit of 1 - rho, t is held: c stays a number that the
+    density can divide by.
     """
     if LOGITS:
         largest: tl.constexpr = 700.0 if given.dtype == tl.float64 else 80.0
@@ -76,12 +78,17 @@ def _after_with_previous(weight1, value1, before_last1, last1, weight2, value2, 
 def _after_with_tangent(weight1, slope1, value1, tangent1, weight2, slope2, value2, tangent2):
     """The same, and its derivative: slope that of the weight, tangent that of the value."""
     slope = weight2 * slope1 + slope2 * weight1
-    return weight1 * weight2, slope, weight2 * value1 + value2, weight2 * tangent1 + slope2 * value1 + tangent2
+    return (
+        weight1 * weight2,
+        slope,
+        weight2 * value1 + value2,
+        weight2 * tangent1 + slope2 * value1 + tangent2,
+    )
 
 
 @triton.jit
 def scan(weight, value, REVERSE: tl.constexpr):
-    """x_k = weight_k x_{k-1} + value_k: (W, x) with x_k + W_k x_0 where x_0 is not 0. weight may be one for the row."""
+    """(W, x) of x_k = weight_k x_{k-1} + value_k from x_0 = 0; another x_0 adds W_k x_0."""
     weight = tl.broadcast_to(weight, value.shape)
     return tl.associative_scan((weight, value), 1, _after, reverse=REVERSE)
 
@@ -96,7 +103,7 @@ def scan_with_previous(weight, value):
 
 @triton.jit
 def scan_with_tangent(weight, slope, value, tangent):
-    """(x, dx/da) where da moves every weight by slope and value by tangent; weight and slope are one for the row."""
+    """(x, dx/da) where slope and tangent are the derivatives of weight and value by a."""
     maps = (tl.broadcast_to(weight, value.shape), tl.broadcast_to(slope, value.shape), value, tangent)
     _, _, x, t = tl.associative_scan(maps, 1, _after_with_tangent)
     return x, t

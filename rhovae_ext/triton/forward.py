@@ -1,4 +1,7 @@
-"""The sample and its KL to N(0, I): KL_k = 1/2 (mu_k^2 + s_k^2 - 1) - log s_k - log c_k (k = 1 has no last term)."""
+"""The sample and its KL to N(0, I).
+
+KL_k = 1/2 (mu_k^2 + s_k^2 - 1) - log s_k - log c_k, without the last term at k = 1.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def noise(
     STEPS: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """eps of a tile, read where it is given, else drawn: with samples, every sample of a row is a row of its own."""
+    """eps of a tile, read where it is given, else drawn; every sample of a row draws as a row of its own."""
     if eps is not None:
         return load(eps, eps_start, step, steps, valid, 0.0, True, DOUBLE)
     else:
@@ -86,7 +89,9 @@ def forward(
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN
-    mean = load(mu, row_starts(row, inner, mu_outer, mu_inner, 0, AXES, ALIGN), step, steps, valid, 0.0, True, DOUBLE)
+    mean = load(
+        mu, row_starts(row, inner, mu_outer, mu_inner, 0, AXES, ALIGN), step, steps, valid, 0.0, True, DOUBLE
+    )
     scale_align: tl.constexpr = ALIGN if SCALE_STEP else 1
     scale_start = row_starts(row, inner, scale_outer, scale_inner, 0, AXES, scale_align)
     s, log_s = scale_of(load(scale, scale_start, step, steps, valid, 1.0, SCALE_STEP, DOUBLE), LOGITS)
@@ -147,7 +152,7 @@ def totals(
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """The map x -> weight x + value of every chunk of long rows: (samples, rows, chunks). Programs: tiles, samples."""
+    """The map x -> weight x + value of every chunk: (samples, rows, chunks). Programs: tiles, samples."""
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN
@@ -155,9 +160,7 @@ def totals(
     r, c, _ = correlation_of(load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE), LOGITS)
     sample = first_sample + tl.program_id(1)
     eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
-    e = noise(
-        eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE
-    )
+    e = noise(eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE)
     weight, x = scan(r, innovation(c, e, step), False)
     map_of_chunk = (sample * rows + row) * chunks + chunk
     tl.store(weights + map_of_chunk, at_column(weight, STEPS - 1), mask=valid)

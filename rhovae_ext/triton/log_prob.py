@@ -1,6 +1,9 @@
-"""The log-density by the change of variables from z to eps, and its gradients. No recurrence: neighbours are read again.
+"""The log-density by the change of variables from z to eps, and its gradients.
 
-x_k = (z_k - mu_k)/s_k,   eps_k = (x_k - rho_k x_{k-1})/c_k,   log q = -sum_k (1/2 eps_k^2 + 1/2 log 2 pi + log s_k + log c_k)
+No recurrence: neighbours are read again.
+
+x_k = (z_k - mu_k)/s_k,   eps_k = (x_k - rho_k x_{k-1})/c_k,
+log q = -sum_k (1/2 eps_k^2 + 1/2 log 2 pi + log s_k + log c_k)
 
 With b_k = rho_{k+1} eps_{k+1}/c_{k+1} - eps_k/c_k and rho = tanh(a): d/dz_k = b_k/s_k, d/dmu_k = -b_k/s_k,
 d/dlog s_k = -b_k x_k - 1, d/da_k = eps_k (c_k x_{k-1} - rho_k eps_k) + rho_k.
@@ -49,7 +52,7 @@ def correlation_at(
     RHO_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """(rho, c, -log c) that tie the steps to those before them; 0, 1 and 0 at both ends, where there is nothing to tie."""
+    """(rho, c, -log c) that tie the steps to those before them; (0, 1, 0) where there is nothing to tie."""
     given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
     r, c, minus_log_c = correlation_of(given, LOGITS)
     tied = (step > 0) & (step < steps)
@@ -142,7 +145,7 @@ def log_prob_backward(
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """dz and dmu (rows, steps); dscale and drho per step, (rows, steps) and (rows, steps - 1), or (rows, chunks)."""
+    """dz, dmu (rows, steps); dscale, drho per step, (rows, steps), (rows, steps - 1), or (rows, chunks)."""
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN

@@ -1,9 +1,9 @@
-"""Standard normals over tiles: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) and
-the Box-Muller transform.
+"""Standard normals over tiles: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+2011) and the Box-Muller transform.
 
-Counter: words 0-1 hold the position in the row's stream, words 2-3 the row; key: the seed. The words are those of every
-backend. In float32 NVIDIA's GPUs compute the logarithm, sine and cosine by one instruction each, to 2^-20 absolute; other
-devices, and the interpreter, by portable arithmetic.
+Counter: words 0-1 hold the position in the row's stream, words 2-3 the row; key: the seed. The words are
+those of every backend. In float32 NVIDIA's GPUs compute the logarithm, sine and cosine by one instruction
+each, to 2^-20 absolute; other devices, and the interpreter, by portable arithmetic.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .chain import NVIDIA, fast
+
 
 @triton.jit
 def _low(pattern):
@@ -39,7 +40,7 @@ def _minus_two_log(word):
 
 @triton.jit
 def _sine(t):
-    """sin 2 pi t of -1/2 <= t <= 1/2 as t (1/4 - t^2) P(t^2): the sine's own zeros, and P fitted to 1.1e-7."""
+    """sin 2 pi t for |t| <= 1/2 as t (1/4 - t^2) P(t^2): the sine's own zeros, and P fitted to 1.1e-7."""
     q = t * t
     p = 12.233301215067087 * q - 38.12319677652219
     p = p * q + 67.04389802647505
@@ -50,7 +51,7 @@ def _sine(t):
 
 @triton.jit
 def _turns(word):
-    """(word + 1/2) 2^-32, the word taken as signed: the same angle, in [-1/2, 1/2], where fast functions are best."""
+    """(word + 1/2) 2^-32 of the signed word: the same angle, where fast functions are best."""
     return word.to(tl.int32, bitcast=True).to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
 
 
@@ -61,7 +62,9 @@ def _pair(word1, word2):
         angle = 6.283185307179586477 * _turns(word2)
         return radius * fast(angle, "cos"), radius * fast(angle, "sin")
     else:
-        return radius * _sine(_turns(word2 + 0x40000000)), radius * _sine(_turns(word2))  # a quarter turn on: the cosine
+        return radius * _sine(_turns(word2 + 0x40000000)), radius * _sine(
+            _turns(word2)
+        )  # a quarter turn on: the cosine
 
 
 @triton.jit
@@ -79,8 +82,8 @@ def _pair_of_doubles(word1, word2, word3, word4):
 def normals(key, row, chunk, STEPS: tl.constexpr, DOUBLE: tl.constexpr):
     """eps (rows, STEPS) of the chunk-th STEPS steps.
 
-    key: pointer to (seed, offset), 64-bit patterns. row: (rows, 1), 64-bit patterns. float32 draws four normals a block
-    of words, float64 two.
+    key: pointer to (seed, offset), 64-bit patterns. row: (rows, 1), 64-bit patterns. float32 draws four
+    normals a block of words, float64 two.
     """
     seed, offset = tl.load(key), tl.load(key + 1)
     blocks: tl.constexpr = STEPS // 2 if DOUBLE else STEPS // 4

@@ -1,7 +1,6 @@
-"""The ops `rhovae::triton_*`: what the kernels of this folder compute, registered under the schemas and the autograd of
-the compiled module.
+"""The ops `rhovae::triton_*`, whose schemas and autograd are the compiled module's.
 
-Eagerly they launch at once; torch.compile sees the launches themselves (torch.library.wrap_triton), not an opaque op.
+Eagerly they launch at once; torch.compile sees the launches themselves, not an opaque op.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .rows import Rows
 
 
 def _key(key: Tensor | None, mu: Tensor, needed: bool) -> Tensor | None:
-    """(seed, offset) as signed patterns on mu's device. A key that is there already costs no synchronisation."""
+    """(seed, offset) as signed patterns on mu's device; a key that is there already is not waited for."""
     if not needed:
         return None
     if key is None:
@@ -58,7 +57,9 @@ def ar1(
 ) -> tuple[Tensor, Tensor]:
     rows = Rows(mu, scale, rho)
     samples = 1 if num_samples is None or not sample else num_samples
-    z = mu.new_empty([*([] if num_samples is None else [num_samples]), *rows.lead, rows.steps] if sample else [0])
+    z = mu.new_empty(
+        [*([] if num_samples is None else [num_samples]), *rows.lead, rows.steps] if sample else [0]
+    )
     divergence = mu.new_empty([*rows.lead, rows.steps] if kl == 2 else [0], dtype=rows.dtype)
     if kl == 1:
         divergence = rows.values()
@@ -115,7 +116,11 @@ def ar1_backward(
         names = ("weights", "values", "adjoint_weights", "adjoint_values")
         arguments = rows.arguments("dz", "dkl", "mu", "scale", "rho", "eps") | noise
         arguments |= dict(zip(names, maps, strict=True))
-        arguments |= {"dmu": dmu.space, "dscale": dscale.space, "drho": drho.space if rows.steps > 1 else None}
+        arguments |= {
+            "dmu": dmu.space,
+            "dscale": dscale.space,
+            "drho": drho.space if rows.steps > 1 else None,
+        }
         arguments |= {"deps": deps if needs_deps and dz is not None else None, "samples": samples}
         arguments |= {"LOGITS": logits, "FOLD": FOLD}
         launch(_backward.backward, (rows.tiles, 1), mu, arguments)
@@ -135,9 +140,7 @@ def _maps_of_adjoint(
     return weights, values
 
 
-def ar1_log_prob(
-    launch: Launch, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
-) -> Tensor:
+def ar1_log_prob(launch: Launch, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
     rows = Rows(mu, scale, rho, z)
     out = rows.values()
     if rows.count > 0:
@@ -185,9 +188,7 @@ def _register(name: str, op: Any) -> None:
         with mode:
             return op(traced, *args, **(kwargs or {}))
 
-    torch.library.register_torch_dispatch(
-        f"rhovae::{name}", FunctionalTensorMode, decomposed, lib=_library
-    )
+    torch.library.register_torch_dispatch(f"rhovae::{name}", FunctionalTensorMode, decomposed, lib=_library)
 
 
 for _name, _op in _OPS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..shapes import align_parameter, arithmetic_dtype, broadcast, broadcast_leading
@@ -12,6 +13,18 @@ from . import blocks
 _SAMPLED = ("eps", "dz")  # operands that may have an axis of samples
 _ONE_OR_EACH = ("scale", "rho", "dkl")  # operands with a value for the row or one for each step
 _VECTOR = 4  # elements read and written at once where every row begins at a multiple of that
+
+
+def refuse_missing_double(mu: Tensor) -> None:
+    """RuntimeError for float64 on a device without such arithmetic."""
+    if mu.dtype is not torch.float64 or mu.device.type != "xpu":
+        return
+    properties = torch.xpu.get_device_properties(mu.device)
+    if not properties.has_fp64:
+        raise RuntimeError(
+            f"rhovae::triton: {properties.name} has no float64 arithmetic. Convert mu, s and rho to "
+            "float32, or move them to the CPU."
+        )
 
 
 class Gradient(NamedTuple):
@@ -34,6 +47,7 @@ class Rows:
     """The rows of one call, the tensors along them, and the tiles they are cut into."""
 
     def __init__(self, mu: Tensor, scale: Tensor, rho: Tensor, z: Tensor | None = None) -> None:
+        refuse_missing_double(mu)
         self.mu, self.steps, self.dtype = mu, mu.shape[-1], arithmetic_dtype(mu)
         self.lead = broadcast_leading(mu, scale, rho)
         if z is not None:
@@ -80,9 +94,11 @@ class Rows:
         return name in self._tensors and self._tensors[name].shape[-1] != 1
 
     def arguments(self, *names: str) -> dict[str, Any]:
-        """What every kernel takes, and of each operand its tensor (None: absent) and the strides between rows.
+        """What every kernel takes, and of each operand its tensor (None: absent) and the strides between
+        rows.
 
-        Strides, and steps, count groups of ALIGN elements: _VECTOR where all rows begin at a multiple of that.
+        Strides, and steps, count groups of ALIGN elements: _VECTOR where all rows begin at a multiple of
+        that.
         """
         tensors, groups = self._walk()
         strides: dict[str, list[int]] = {}
@@ -149,7 +165,7 @@ class Rows:
         return self.mu.new_empty(size, dtype=self.dtype), self.mu.new_empty(size, dtype=self.dtype)
 
     def gradient(self, given: Tensor, with_last: Tensor) -> Gradient:
-        """Space (*lead, steps) or, for one value a row, (*lead, chunks): in the input's type where nothing is summed."""
+        """Space (*lead, steps), or (*lead, chunks) for one value a row: own type if nothing is summed."""
         last = with_last.shape[-1]
         whole = [*self.lead, self.blocks.chunks if last == 1 else last]
         own = whole == list(with_last.shape)

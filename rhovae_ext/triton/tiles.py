@@ -28,11 +28,12 @@ def row_starts(
     AXES: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """Where the rows begin, (rows, 1), walked by one stride or by two: the second `inner` times for each of the first.
+    """Where the rows begin, (rows, 1), walked by one stride or by two: the second `inner` times for each of
+    the first.
 
     Offset and strides count groups of ALIGN elements: so the compiler knows what it may read at once.
     """
-    if AXES == 1:
+    if AXES == 1:  # noqa: SIM108 (the other branch is not to be compiled)
         start = row * inner_stride
     else:
         start = row // inner * outer_stride + row % inner * inner_stride
@@ -50,7 +51,7 @@ def load(
     STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """Values (rows, steps), or (rows, 1) where a row has one, in the arithmetic's type; `other` outside [0, count)."""
+    """(rows, steps), or (rows, 1) where a row has one value, in the arithmetic's type; else `other`."""
     real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     if STEP:
         value = tl.load(tensor + start + step, mask=valid & (step >= 0) & (step < count), other=other)
@@ -62,12 +63,14 @@ def load(
 @triton.jit
 def store(tensor, start, step, count, valid, value):
     """Writes a tile in the tensor's type; steps outside [0, count) are left alone."""
-    tl.store(tensor + start + step, value.to(tensor.dtype.element_ty), mask=valid & (step >= 0) & (step < count))
+    tl.store(
+        tensor + start + step, value.to(tensor.dtype.element_ty), mask=valid & (step >= 0) & (step < count)
+    )
 
 
 @triton.jit
 def row_sum(value, step, chunk, first, last, STEPS: tl.constexpr):
-    """Sum over the tile's steps in [first, last), (rows, 1), of values per step or of one that stands for all of them."""
+    """Sum over the tile's steps in [first, last), (rows, 1), of values per step or of one for all of them."""
     if value.shape[1] == 1:
         count = tl.minimum(last, (chunk + 1) * STEPS) - tl.maximum(first, chunk * STEPS)
         return value * count.to(value.dtype)

@@ -1,4 +1,6 @@
-"""Where the Triton kernels run: on a GPU if there is one, else in Triton's interpreter, in tiles small enough for it."""
+"""The Triton kernels run on a GPU if there is one, else in Triton's interpreter, in tiles small enough for
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def available() -> None:
 
 @pytest.fixture(autouse=True)
 def small_tiles(available: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny shapes come by every branch: several rows a tile, several chunks a row, several folds of chunks."""
+    """Tiny shapes come by every branch: several rows a tile, several chunks a row and folds of chunks."""
     from rhovae_ext.triton import blocks, ops
 
     monkeypatch.setattr(blocks, "TILES", dict.fromkeys(blocks.TILES, blocks.Tile(of_a_warp=32, longest=16)))

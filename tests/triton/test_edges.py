@@ -38,7 +38,9 @@ def test_logits_of_any_size(per_step: bool) -> None:
     mu = torch.randn(len(EXTREMES), d, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     case = Case(mu, mu.new_zeros(len(EXTREMES)), logits, True, options={"key": (1, 1), "num_samples": None})
     outputs = results(case, "triton", torch.ones_like(mu), mu.new_ones(len(EXTREMES)))
-    truth = results(case.truth(), "reference", torch.ones_like(mu).double(), mu.new_ones(len(EXTREMES)).double())
+    truth = results(
+        case.truth(), "reference", torch.ones_like(mu).double(), mu.new_ones(len(EXTREMES)).double()
+    )
     for name, value in outputs.items():
         assert value.isfinite().all(), name
         assert_close(value, truth[name], name)
@@ -60,7 +62,8 @@ def test_nan_stays_in_its_row(per_step: bool, name: str) -> None:
             "scale": torch.full((rows, d if per_step else 1), 0.5, device=DEVICE),
             "rho": torch.full((rows, d - 1 if per_step else 1), 0.5, device=DEVICE),
         }
-        case = Case(*inputs.values(), options={"key": (1, 1), "num_samples": None})
+        options = {"key": (1, 1), "num_samples": None}
+        case = Case(inputs["mu"], inputs["scale"], inputs["rho"], options=options)
         gradients = torch.ones_like(mu), mu.new_ones(rows)
         clean = results(case, "triton", *gradients)
         inputs[name][bad, 0] = math.nan if name != "rho" else 1.5
@@ -120,7 +123,9 @@ def test_compiled_is_eager() -> None:
     )
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager" if DEVICE == "cpu" else "inductor")
     inputs = tuple(case.inputs.values())
-    dz, dkl = cotangents(make_case((3,), 6, "row", "step", torch.float32, device=DEVICE, key=(5, 6), num_samples=2))
+    dz, dkl = cotangents(
+        make_case((3,), 6, "row", "step", torch.float32, device=DEVICE, key=(5, 6), num_samples=2)
+    )
     outputs = []
     for call in (function, compiled):
         z, kl = call(*inputs)
@@ -128,3 +133,13 @@ def test_compiled_is_eager() -> None:
     for actual, expected in zip(*outputs, strict=True):
         assert_close(actual, expected.detach(), "value", tolerance=1e-6)
     torch._dynamo.reset()
+
+
+def test_more_samples_than_a_grid_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rhovae_ext.triton import launch
+
+    case = make_case((2,), 5, "row", "row", torch.float32, device=DEVICE, key=(5, 6), num_samples=5)
+    whole = case.call("triton")
+    monkeypatch.setattr(launch, "MOST_SAMPLES", 2)
+    for actual, expected in zip(case.call("triton"), whole, strict=True):
+        assert torch.equal(actual, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -29,7 +30,7 @@ def _words(seed: Tensor, position: Tensor, row: Tensor) -> list[list[int]]:
     return out.tolist()
 
 
-def test_published_words(philox_answers: Answers) -> None:  # noqa: F811
+def test_published_words(philox_answers: Answers) -> None:
     def pattern(low: int, high: int) -> int:
         return _signed(low | high << 32)
 
@@ -61,7 +62,9 @@ def test_uniforms_next_to_both_ends() -> None:
     """Where the logarithm is weakest: u1 next to 1 and next to 0, at angles all round."""
     from tests.triton.kernels import write_pairs
 
-    ends = torch.tensor([0, 1, 7, 2**32 - 1, 2**32 - 2, 2**32 - 700, 2**32 - 50_000, 2**32 - 1_300_000, 2**31])
+    ends = torch.tensor(
+        [0, 1, 7, 2**32 - 1, 2**32 - 2, 2**32 - 700, 2**32 - 50_000, 2**32 - 1_300_000, 2**31]
+    )
     turns = torch.arange(0, 2**32, 2**27)
     first, second = (x.flatten() for x in torch.meshgrid(ends, turns, indexing="ij"))
     out = torch.empty(len(first), 2, device=DEVICE)
@@ -77,9 +80,8 @@ def test_uniforms_next_to_both_ends() -> None:
 
 def test_samples_count_as_rows() -> None:
     mu = torch.zeros(2, 6, device=DEVICE)
-    options = {"key": (3, 1), "backend": "triton"}
-    samples = rhovae_ext.ar1_reparam(mu, 1.0, 0.5, num_samples=3, row_offset=2, **options)  # type: ignore[arg-type]
-    rows = rhovae_ext.ar1_reparam(mu.new_zeros(6, 6), 1.0, 0.5, row_offset=6, **options)  # type: ignore[arg-type]
+    draw = partial(rhovae_ext.ar1_reparam, s=1.0, rho=0.5, key=(3, 1), backend="triton")
+    samples, rows = draw(mu, num_samples=3, row_offset=2), draw(mu.new_zeros(6, 6), row_offset=6)
     assert torch.equal(samples, rows.reshape(2, 3, 6).transpose(0, 1))
 
 
