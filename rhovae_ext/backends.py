@@ -25,6 +25,9 @@ _REFERENCE = Backend(reference.ar1, reference.ar1_log_prob)
 _LOADED: dict[str, Backend] = {"reference": _REFERENCE}
 if native.unavailable is None:
     _LOADED["native"] = Backend(torch.ops.rhovae.ar1.default, torch.ops.rhovae.ar1_log_prob.default)
+    _LOADED["triton"] = Backend(
+        torch.ops.rhovae.triton_ar1.default, torch.ops.rhovae.triton_ar1_log_prob.default
+    )
 _NATIVE = _LOADED.get("native")
 
 
@@ -38,7 +41,8 @@ def _missing(name: str, device_type: str) -> str | None:
     if name == "reference":
         return None
     if name == "triton":
-        return "this version has no Triton kernels. Use backend='reference', or 'native' where it serves"
+        reason: str | None = _triton_missing(device_type)
+        return reason
     if native.unavailable is not None:
         return native.unavailable
     if device_type in native.devices:
@@ -50,6 +54,14 @@ def _missing(name: str, device_type: str) -> str | None:
         f"the compiled module was built without CUDA ({decision}). Install the CUDA toolkit of torch's "
         f"version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
     )
+
+
+# Imported when first asked for. Evaluated while tracing, so that the graph stays whole.
+@torch.compiler.assume_constant_result
+def _triton_missing(device_type: str) -> str | None:
+    from . import triton
+
+    return triton.unavailable(device_type)
 
 
 def choose(operation: str, backend: str | None, mu: Tensor) -> Backend:

@@ -156,3 +156,5 @@ if unavailable is None:
     devices = frozenset({"cpu", "cuda"} if build_info()["cuda"] else {"cpu"})
     for _name, _kernel in _FAKE.items():
         torch.library.register_fake(f"rhovae::{_name}", _kernel)
+        if _name != "draw_key":
+            torch.library.register_fake(f"rhovae::triton_{_name}", _kernel)

@@ -36,6 +36,20 @@ static OptionalTensor if_defined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+// The implementations that these derivatives serve, by the names of their ops.
+struct Compiled {
+  static constexpr auto ar1 = "rhovae::ar1";
+  static constexpr auto ar1_backward = "rhovae::ar1_backward";
+  static constexpr auto log_prob = "rhovae::ar1_log_prob";
+  static constexpr auto log_prob_backward = "rhovae::ar1_log_prob_backward";
+};
+struct Triton {
+  static constexpr auto ar1 = "rhovae::triton_ar1";
+  static constexpr auto ar1_backward = "rhovae::triton_ar1_backward";
+  static constexpr auto log_prob = "rhovae::triton_ar1_log_prob";
+  static constexpr auto log_prob_backward = "rhovae::triton_ar1_log_prob_backward";
+};
+
 // Nodes written out, as torch's own operators have them: torch::autograd::Function keeps what it saves in
 // maps by name, and at 128 x 10 that costs more than the arithmetic.
 struct Node : torch::autograd::Node {
@@ -78,6 +92,7 @@ static NodePointer<N> node_of(const Tensors&... inputs) {
   return node;
 }
 
+template <class Ops>
 struct Ar1Node final : Node {
   SavedVariable mu, scale, rho, key, eps;
   std::optional<c10::SymInt> num_samples;
@@ -91,7 +106,7 @@ struct Ar1Node final : Node {
   }
 
   variable_list apply(variable_list&& grads) override {
-    static const auto ar1_backward = op<Ar1BackwardOp>("rhovae::ar1_backward");
+    static const auto ar1_backward = op<Ar1BackwardOp>(Ops::ar1_backward);
     const std::lock_guard<std::mutex> lock(mutex_);
     const Tensor dz = sample ? grads[0] : Tensor(), dkl = kl ? grads[sample] : Tensor();
     if (!dz.defined() && !dkl.defined()) return variable_list(4);
@@ -109,15 +124,16 @@ struct Ar1Node final : Node {
   }
 };
 
+template <class Ops>
 static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                       const OptionalTensor& key, const OptionalTensor& eps,
                                       std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits,
                                       bool sample, int64_t kl) {
-  static const auto ar1 = op<Ar1Op>("rhovae::ar1");
+  static const auto ar1 = op<Ar1Op>(Ops::ar1);
   const Tensor noise = eps.value_or(Tensor());
-  NodePointer<Ar1Node> node;
-  if (records("rhovae::ar1", mu, scale, rho, noise)) {
-    node = node_of<Ar1Node>(mu, scale, rho, noise);
+  NodePointer<Ar1Node<Ops>> node;
+  if (records(Ops::ar1, mu, scale, rho, noise)) {
+    node = node_of<Ar1Node<Ops>>(mu, scale, rho, noise);
     node->mu = SavedVariable(mu, false);
     node->scale = SavedVariable(scale, false);
     node->rho = SavedVariable(rho, false);
@@ -137,6 +153,7 @@ static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, con
   return outputs;
 }
 
+template <class Ops>
 struct LogProbNode final : Node {
   SavedVariable z, mu, scale, rho;
   bool logits;
@@ -148,7 +165,7 @@ struct LogProbNode final : Node {
   }
 
   variable_list apply(variable_list&& grads) override {
-    static const auto log_prob_backward = op<LogProbBackwardOp>("rhovae::ar1_log_prob_backward");
+    static const auto log_prob_backward = op<LogProbBackwardOp>(Ops::log_prob_backward);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!grads[0].defined()) return variable_list(4);
     auto [dz, dmu, dscale, drho] = below_autograd_unless_recorded([&] {
@@ -158,12 +175,13 @@ struct LogProbNode final : Node {
   }
 };
 
+template <class Ops>
 static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
                        bool logits) {
-  static const auto log_prob = op<LogProbOp>("rhovae::ar1_log_prob");
-  NodePointer<LogProbNode> node;
-  if (records("rhovae::ar1_log_prob", z, mu, scale, rho)) {
-    node = node_of<LogProbNode>(z, mu, scale, rho);
+  static const auto log_prob = op<LogProbOp>(Ops::log_prob);
+  NodePointer<LogProbNode<Ops>> node;
+  if (records(Ops::log_prob, z, mu, scale, rho)) {
+    node = node_of<LogProbNode<Ops>>(z, mu, scale, rho);
     node->z = SavedVariable(z, false);
     node->mu = SavedVariable(mu, false);
     node->scale = SavedVariable(scale, false);
@@ -178,12 +196,18 @@ static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, c
   return output;
 }
 
-TORCH_LIBRARY_IMPL(rhovae, Autograd, m) {
-  m.impl("ar1", ar1);
-  m.impl("ar1_log_prob", log_prob);
+template <class Ops>
+static void register_autograd(torch::Library& m) {
+  m.impl(Ops::ar1, ar1<Ops>);
+  m.impl(Ops::log_prob, log_prob<Ops>);
   // The gradients themselves are not differentiable: said when somebody tries, not answered wrongly.
-  m.impl("ar1_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("ar1_log_prob_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl(Ops::ar1_backward, torch::autograd::autogradNotImplementedFallback());
+  m.impl(Ops::log_prob_backward, torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(rhovae, Autograd, m) {
+  register_autograd<Compiled>(m);
+  register_autograd<Triton>(m);
 }
 
 }  // namespace rhovae::ops

@@ -29,27 +29,30 @@ static std::string cpu_capability() {
   return cpu::kernels().name;
 }
 
+// The ops of one implementation. Those whose names begin with triton_ are implemented in Python; being
+// defined here they share the autograd.
+static void define_chain(torch::Library& m, const std::string& prefix) {
+  const auto def = [&](const std::string& schema) {
+    m.def((prefix + schema).c_str(), {at::Tag::pt2_compliant_tag});
+  };
+  def("ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int "
+      "row_offset, "
+      "bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)");
+  def("ar1_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
+      "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps) "
+      "-> (Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)");
+  def("ar1_log_prob(Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) -> Tensor");
+  def("ar1_log_prob_backward(Tensor dlog_prob, Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) "
+      "-> (Tensor dz, Tensor dmu, Tensor dscale, Tensor drho)");
+}
+
 TORCH_LIBRARY(rhovae, m) {
   // The key is drawn by an op of its own; all others are functions of their arguments.
   // `on_device`: on like's device, as code that is traced for it needs; else wherever that costs no launch.
   m.def("draw_key(Tensor like, Generator? generator=None, *, bool on_device=False) -> Tensor",
         {at::Tag::nondeterministic_seeded});
-  m.def(
-      "ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int "
-      "row_offset, "
-      "bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "ar1_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
-      "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps) "
-      "-> (Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)",
-      {at::Tag::pt2_compliant_tag});
-  m.def("ar1_log_prob(Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
-  m.def(
-      "ar1_log_prob_backward(Tensor dlog_prob, Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) "
-      "-> (Tensor dz, Tensor dmu, Tensor dscale, Tensor drho)",
-      {at::Tag::pt2_compliant_tag});
+  define_chain(m, "");
+  define_chain(m, "triton_");
   m.def("build_info() -> str", build_info);
   m.def("cpu_capability() -> str", cpu_capability);
 }
