@@ -285,9 +285,9 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     for job in jobs:
         if job.seed == 0:
             check_model(job, data)
-    with sole_user(arguments.out):
+    with sole_user(arguments.out) as lock:
         keep_plan(plan, arguments.out)
-        run_all(plan, arguments.out, arguments.jobs, say)
+        run_all(plan, arguments.out, arguments.jobs, lock, say)
         use_threads(config)
         command = ["python", "-m", "rhovae", *sys.argv[1:]]
         say(f"written: {write_report(plan, arguments.out, command, say)}")
