@@ -231,7 +231,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     run, config, model, data = _open(arguments)
     samples = arguments.iwae_samples or config.iwae_samples
     images = data.test if arguments.split == "test" else data.train
-    metrics = evaluate(model, images, iwae_samples=samples, seed=noise_seed(config.seed, "evaluate"))
+    metrics = evaluate(
+        model,
+        images,
+        iwae_samples=samples,
+        seed=noise_seed(config.seed, "evaluate"),
+        training_batch=config.batch_size,
+    )
     result = {"run": str(run.folder), "split": arguments.split, **metrics.as_dict()}
     print(json.dumps(result, indent=2))
     if arguments.output:
