@@ -231,7 +231,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     run, config, model, data = _open(arguments)
     samples = arguments.iwae_samples or config.iwae_samples
     images = data.test if arguments.split == "test" else data.train
-    metrics = evaluate(model, images, iwae_samples=samples, seed=noise_seed(config.seed, "evaluate"))
+    metrics = evaluate(
+        model,
+        images,
+        iwae_samples=samples,
+        seed=noise_seed(config.seed, "evaluate"),
+        training_batch=config.batch_size,
+    )
     result = {"run": str(run.folder), "split": arguments.split, **metrics.as_dict()}
     print(json.dumps(result, indent=2))
     if arguments.output:
@@ -285,9 +291,9 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     for job in jobs:
         if job.seed == 0:
             check_model(job, data)
-    with sole_user(arguments.out):
+    with sole_user(arguments.out) as lock:
         keep_plan(plan, arguments.out)
-        run_all(plan, arguments.out, arguments.jobs, say)
+        run_all(plan, arguments.out, arguments.jobs, lock, say)
         use_threads(config)
         command = ["python", "-m", "rhovae", *sys.argv[1:]]
         say(f"written: {write_report(plan, arguments.out, command, say)}")

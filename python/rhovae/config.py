@@ -72,6 +72,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):
                 raise ConfigError(f"{name} must be at least 0 and finite, got {value}")
+        if self.free_bits > 0 and self.posterior == "published":
+            raise ConfigError(
+                "free_bits does not go with the posterior 'published', whose objective has no terms per "
+                "dimension; leave one of them out"
+            )
         if not 0.0 < self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.precision not in PRECISIONS:

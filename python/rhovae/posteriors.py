@@ -160,8 +160,8 @@ class PublishedPosterior(Posterior):
     The code draws ``z_k = mu_k + x_k`` with ``x_k = x_{k-1} + s eps_k``: a random walk, in which rho never
     enters. This class is that walk, a Gaussian Markov chain like any other (``Var x_k = k s^2``, lag-1
     correlations ``sqrt((k-1)/k)``), so that its KL, density and ELBO are the true ones. Only
-    :meth:`training_kl` is the code's: the paper's closed form for another distribution (equation 6), with its
-    s and rho part divided by the batch size once more.
+    :meth:`training_kl` is the code's: the paper's closed form, another distribution's, with its s and rho
+    part divided by the batch size once more. docs/audit.md has the equations.
     """
 
     def __init__(

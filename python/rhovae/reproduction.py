@@ -78,8 +78,8 @@ def keep_plan(plan: Plan, folder: Path) -> None:
 
 
 @contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second ``reproduce``; the lock ends with the process.
+def sole_user(folder: Path) -> Iterator[int]:
+    """Hold the folder against a second ``reproduce``, until all processes with this lock have ended.
 
     Raises:
         RunError: another process has it.
@@ -91,11 +91,11 @@ def sole_user(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             message = f"another process is at work in {folder}; wait for it, or give another --out"
             raise RunError(message) from None
-        yield
+        yield lock.fileno()
 
 
-def run_all(plan: Plan, folder: Path, processes: int, say: Callable[[str], None]) -> None:
-    """Train what is not finished, ``processes`` runs at a time.
+def run_all(plan: Plan, folder: Path, processes: int, lock: int, say: Callable[[str], None]) -> None:
+    """Train what is not finished, ``processes`` runs at a time, each of them holding the lock.
 
     Raises:
         RunError: a run failed; the others are finished first, and the message has the place of its log.
@@ -104,8 +104,8 @@ def run_all(plan: Plan, folder: Path, processes: int, say: Callable[[str], None]
     total = len(plan.jobs())
     say(f"{total} runs, {total - len(waiting)} of them finished already; {processes} at a time")
     failed: list[Path] = []
-    with ThreadPoolExecutor(processes) as pool:
-        begun = {pool.submit(_run, folder, job): job for job in waiting}
+    with ThreadPoolExecutor(processes) as pool, _nothing_new_when_stopped(pool):
+        begun = {pool.submit(_run, folder, job, lock): job for job in waiting}
         for done, future in enumerate(as_completed(begun), start=total - len(waiting) + 1):
             path = run_folder(folder, begun[future])
             status, seconds = future.result()
@@ -135,7 +135,16 @@ def finished(folder: Path, job: TrainConfig) -> bool:
     return Run(path).metrics_file.is_file()
 
 
-def _run(folder: Path, job: TrainConfig) -> tuple[int, float]:
+@contextmanager
+def _nothing_new_when_stopped(pool: ThreadPoolExecutor) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _run(folder: Path, job: TrainConfig, lock: int) -> tuple[int, float]:
     path = run_folder(folder, job)
     path.parent.mkdir(exist_ok=True)
     if (path / "config.yaml").is_file():
@@ -150,7 +159,15 @@ def _run(folder: Path, job: TrainConfig) -> tuple[int, float]:
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(job.threads)} if job.threads else {})}
     with path.with_suffix(".log").open("a") as log:
         command = [sys.executable, "-m", "rhovae", "train", *where]
-        done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        done = subprocess.run(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            # a run that outlives this process keeps others from starting it a second time
+            pass_fds=(lock,),
+        )
     return done.returncode, time.perf_counter() - began
 
 

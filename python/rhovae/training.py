@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -165,28 +165,32 @@ class VAETask(pl.LightningModule):
 
     def training_step(self, batch: ImageBatch, _: int) -> Tensor:
         x, key = self._pixels(batch), step_key(self.train_seed, self.global_step)
-        objective = self.objective
+        by_dimension = self.objective.free_bits > 0
         posterior = self.model.encode(x)
-        z, kl = posterior.rsample_kl(key=key, row_offset=batch.row_offset, per_dim=objective.free_bits > 0)
+        z, kl = posterior.rsample_kl(key=key, row_offset=batch.row_offset, per_dim=by_dimension)
         log_likelihood = bernoulli_log_likelihood(x, self.model.decode(z))
-        row_kl = kl.sum(-1) if objective.free_bits > 0 else kl
-        self.train_sums += _totals(log_likelihood, row_kl)
-        if objective.free_bits > 0:
-            mean = self.over_processes(kl.detach().sum(0)) / batch.global_size
-            cost = free_bits(kl, objective.free_bits, mean)
-        else:
-            cost = posterior.training_kl(row_kl, batch.global_size)
-        weight = objective.kl_weight(self.global_step / self.trainer.num_training_batches)
+        self.train_sums += _totals(log_likelihood, kl.sum(-1) if by_dimension else kl)
         # processes average their gradients, so each counts its rows against an equal share of the batch
         share = batch.global_size / self.trainer.world_size
-        loss = negative_elbo(log_likelihood, cost if weight == 1.0 else weight * cost, batch_size=share)
-        if objective.mmd > 0 and len(z) > 1:
-            loss = loss + objective.mmd * mmd(z, _prior(z, step_key(self.prior_seed, self.global_step)))
+        loss = negative_elbo(log_likelihood, self._cost(posterior, kl, batch), batch_size=share)
+        if self.objective.mmd > 0 and len(z) > 1:
+            prior = _prior(z, step_key(self.prior_seed, self.global_step))
+            loss = loss + self.objective.mmd * mmd(z, prior)
         if not loss.isfinite():
             self._stop(batch, key)
         if self.logger is not None and self.global_step % _LOG_EVERY == 0:
             self.logger.log_metrics({"step/train_loss": loss.item()}, step=self.global_step)
         return loss
+
+    def _cost(self, posterior: Posterior, kl: Tensor, batch: ImageBatch) -> Tensor:
+        """What the objective charges each row for its KL, given per row, or per dimension for free bits."""
+        if self.objective.free_bits > 0:
+            mean = self.over_processes(kl.detach().sum(0)) / batch.global_size
+            cost = free_bits(kl, self.objective.free_bits, mean)
+        else:
+            cost = posterior.training_kl(kl, batch.global_size)
+        weight = self.objective.kl_weight(self.global_step / self.trainer.num_training_batches)
+        return cost if weight == 1.0 else weight * cost
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # a scaled half-precision gradient may overflow; its scaler skips the step
@@ -200,7 +204,7 @@ class VAETask(pl.LightningModule):
     def on_train_batch_start(self, batch: ImageBatch, _: int) -> None:
         self.batch = batch
 
-    def _stop(self, batch: ImageBatch, key: tuple[int, int]) -> None:
+    def _stop(self, batch: ImageBatch, key: tuple[int, int]) -> NoReturn:
         where = first_not_finite(
             self.model, lambda: self.model(self._pixels(batch), key=key, row_offset=batch.row_offset)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def first_not_finite(model: nn.Module, run: Any) -> str | None:
     return None
 
 
-def stop(where: str | None, step: int, batch: dict[str, Any], path: Path) -> None:
+def stop(where: str | None, step: int, batch: dict[str, Any], path: Path) -> NoReturn:
     """Save the batch and end the run.
 
     Raises:

@@ -142,3 +142,35 @@ def test_any_encoder_and_decoder() -> None:
     decoder = nn.Sequential(nn.Linear(3, 30), nn.Unflatten(-1, SHAPE))
     model = VAE(encoder, make_posterior("ar1", 8, 3), decoder, SHAPE)
     assert model(images(4)).kl.shape == (4,)
+
+
+class Reorder(nn.Module):
+    """A fixed permutation of the latents."""
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[..., self.order]
+
+
+def test_a_permutation_of_the_latents_is_another_name_for_the_same_model() -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    plain, permuted = (make_model("vanilla", SHAPE, 4, "ar1", hidden=16).double() for _ in range(2))
+    permuted.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        first = plain.decoder[0]  # type: ignore[index]
+        first.weight.copy_(first.weight[:, order.argsort()])
+    permuted.decoder = nn.Sequential(Reorder(order), permuted.decoder)
+    x = images(8).double()
+    optimizers = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in (plain, permuted)]
+    for step in range(5):
+        losses = []
+        for model, optimizer in zip((plain, permuted), optimizers, strict=True):
+            loss = negative_elbo(*model(x, key=(3, step << 32)))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss)
+        torch.testing.assert_close(*losses)

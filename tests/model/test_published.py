@@ -63,6 +63,11 @@ def test_it_has_to_be_asked_for() -> None:
     assert isinstance(model.encode(torch.rand(2, 1, 4, 4)), PublishedPosterior)
 
 
+def test_it_has_no_free_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--posterior", "published", "--free-bits", "0.1"]) == 2
+    assert "no terms per dimension" in capsys.readouterr().err
+
+
 def test_a_report_has_both_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,13 +6,14 @@ import fcntl
 import json
 import shutil
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from rhovae.commands import main
 from rhovae.report import write_report
-from rhovae.reproduction import read_plan
+from rhovae.reproduction import read_plan, sole_user
 from rhovae.runs import RunError
 
 FLAGS = ["reproduce", "--dataset", "digits", "--models", "vanilla", "--posteriors", "diag", "published"]
@@ -102,6 +103,17 @@ def test_other_folders_and_other_users_are_left_alone(
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main([*FLAGS, "--out", str(folder)]) == 2
     assert "another process is at work" in capsys.readouterr().err
+
+
+def test_the_lock_lasts_as_long_as_the_last_run(tmp_path: Path) -> None:
+    with sole_user(tmp_path) as lock:
+        orphan = subprocess.Popen(["sleep", "60"], pass_fds=(lock,))
+    with pytest.raises(RunError, match="at work"), sole_user(tmp_path):
+        pass
+    orphan.kill()
+    orphan.wait()
+    with sole_user(tmp_path):
+        pass
 
 
 def test_no_report_on_unfinished_or_foreign_runs(folder: Path) -> None:
