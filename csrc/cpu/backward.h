@@ -80,8 +80,7 @@ RHOVAE_INLINE void start_chain(const UniformScan<C>& scan, C c_row, const C* eps
 template <class C, bool first_sample, bool scale_steps>
 RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
                                 const TileParameters<C, false>& p, const C* eps, const C* xs, const C* dz,
-                                bool row_begins, int64_t count, double (&state)[4],
-                                TileGradients<C>& sum) {
+                                bool row_begins, int64_t count, double (&state)[4], TileGradients<C>& sum) {
   V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
   if (row_begins) rho[0] = 0, c[0] = 1;
   V<C> x_carry = splat<C>(static_cast<C>(state[0])), t_carry = splat<C>(static_cast<C>(state[1]));

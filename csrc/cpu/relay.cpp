@@ -9,7 +9,8 @@
 namespace rhovae::cpu {
 
 void Baton::wait(int64_t turn) const {
-  // Milliseconds: to give the processor away early would make the next thread wait in its turn, tile after tile.
+  // Milliseconds: to give the processor away early would make the next thread wait in its turn, tile after
+  // tile.
   constexpr int kSpins = 1 << 17;
   for (int spin = 0; turn_.load(std::memory_order_acquire) < turn; ++spin) {
     if (spin >= kSpins) {
