@@ -64,18 +64,30 @@ struct TileGradients {
   V<C> gx_row{}, by_logit_row{};
 };
 
-// One rho: x and its tangent together. by_logit collects g_k s_k t_k.
+// One rho: the part of x that waits for no other tile, register by register.
+template <class C>
+RHOVAE_INLINE void start_chain(const UniformScan<C>& scan, C c_row, const C* eps, bool row_begins,
+                               int64_t count, C* xs) {
+  V<C> c = splat<C>(c_row);
+  if (row_begins) c[0] = 1;
+  for (int64_t i = 0; i < count; i += Lanes<C>::n) {
+    store<C>(xs + i, scan.within(innovation(c, load<C>(eps + i))));
+    c = splat<C>(c_row);
+  }
+}
+
+// From there x and its tangent together. by_logit collects g_k s_k t_k.
 template <class C, bool first_sample, bool scale_steps>
 RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
-                                const TileParameters<C, false>& p, const C* eps, const C* dz, bool row_begins,
-                                int64_t count, double (&state)[4], TileGradients<C>& sum) {
+                                const TileParameters<C, false>& p, const C* eps, const C* xs, const C* dz,
+                                bool row_begins, int64_t count, double (&state)[4], TileGradients<C>& sum) {
   V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
   if (row_begins) rho[0] = 0, c[0] = 1;
   V<C> x_carry = splat<C>(static_cast<C>(state[0])), t_carry = splat<C>(static_cast<C>(state[1]));
   V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
   over_registers<C>(count, [&](int64_t i, auto part) {
     const V<C> e = load<C>(eps + i), x_before = x_carry;
-    const V<C> x = scan.up(innovation(c, e), x_carry);
+    const V<C> x = scan.join(load<C>(xs + i), x_carry);
     const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
     const V<C> g = part.load(dz + i);
     if constexpr (scale_steps)
@@ -216,13 +228,14 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
       const C* eps = eps_along(p, keys, row, s, first, count, eps_buffer);
       const C* dz = read_dz(s, tile);
       g = add_sample<C>(dz, s, p.samples, count, g_buffer);
+      if (!adjoint) start_chain(scan, c_row, eps, first == 0, count, xs);
       Baton& chain = relay.chain(s);
       chain.await(tile);
       if (adjoint)
         chain_tile(t, eps, count, chain.state[0], xs, sources);
       else
         with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto) {
-          tangent_tile<C, first_sample, scale_steps>(scan, rho_row, c_row, t, eps, dz, first == 0, count,
+          tangent_tile<C, first_sample, scale_steps>(scan, rho_row, c_row, t, eps, xs, dz, first == 0, count,
                                                      chain.state, sum);
         });
       chain.hand_on(tile);

@@ -8,7 +8,7 @@
 namespace rhovae::cpu {
 
 constexpr int64_t kShortRow = 128;  // rows shorter than this share the lanes of a register
-constexpr int64_t kTile = 1024;     // steps of a longer row worked on at a time, in the first-level cache
+constexpr int64_t kTile = 4096;     // steps of a longer row worked on at a time, in the first-level cache
 
 template <class P>
 struct Kernel {

@@ -9,7 +9,9 @@
 namespace rhovae::cpu {
 
 void Baton::wait(int64_t turn) const {
-  constexpr int kSpins = 4096;  // longer than a tile takes, unless its thread sleeps
+  // Milliseconds: to give the processor away early would make the next thread wait in its turn, tile after
+  // tile.
+  constexpr int kSpins = 1 << 17;
   for (int spin = 0; turn_.load(std::memory_order_acquire) < turn; ++spin) {
     if (spin >= kSpins) {
       std::this_thread::yield();

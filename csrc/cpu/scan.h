@@ -29,13 +29,19 @@ struct UniformScan {
     decay = broadcast_last<C>(ramp);
   }
 
-  RHOVAE_INLINE V<C> up(V<C> b, V<C>& carry) const {
+  RHOVAE_INLINE V<C> up(V<C> b, V<C>& carry) const { return join(within(b), carry); }
+
+  // The register as if nothing came before it; then what came before, joined to it.
+  RHOVAE_INLINE V<C> within(V<C> b) const {
     constexpr int n = Lanes<C>::n;
     const V<C> zero{};
     b = advance(power[0], shift_up<C, 1>(zero, b), b);
     if constexpr (n > 2) b = advance(power[1], shift_up<C, 2>(zero, b), b);
     if constexpr (n > 4) b = advance(power[2], shift_up<C, 4>(zero, b), b);
     if constexpr (n > 8) b = advance(power[3], shift_up<C, 8>(zero, b), b);
+    return b;
+  }
+  RHOVAE_INLINE V<C> join(V<C> b, V<C>& carry) const {
     const V<C> before = carry;
     carry = advance(decay, before, broadcast_last<C>(b));
     return advance(ramp, before, b);
