@@ -34,14 +34,20 @@ def _described(value: object) -> str:
 
 
 def parameters(
-    operation: str, mu: Tensor, scale: Parameter, rho: Parameter, scale_name: str, rho_name: str
+    operation: str,
+    mu: Tensor,
+    scale: Parameter,
+    rho: Parameter,
+    scale_name: str,
+    rho_name: str,
+    mu_name: str = "mu",
 ) -> tuple[Tensor, Tensor]:
     """Checks mu, scale and rho together; returns the two parameters as tensors."""
-    steps = chain_length(operation, "mu", mu)
-    scale = _parameter(operation, scale_name, scale, mu, steps, "d")
-    rho = _parameter(operation, rho_name, rho, mu, steps - 1, "d-1")
+    steps = chain_length(operation, mu_name, mu)
+    scale = _parameter(operation, scale_name, scale, mu, steps, "d", mu_name)
+    rho = _parameter(operation, rho_name, rho, mu, steps - 1, "d-1", mu_name)
     if not (_has_rows_of(mu, scale) and _has_rows_of(mu, rho)):
-        _check_leading(operation, mu, scale, rho, scale_name, rho_name)
+        _check_leading(operation, mu, scale, rho, scale_name, rho_name, mu_name)
     return scale, rho
 
 
@@ -148,16 +154,17 @@ def same_device(operation: str, name: str, value: Tensor, mu: Tensor, of: str = 
 
 
 def _check_leading(
-    operation: str, mu: Tensor, scale: Tensor, rho: Tensor, scale_name: str, rho_name: str
+    operation: str, mu: Tensor, scale: Tensor, rho: Tensor, scale_name: str, rho_name: str, mu_name: str
 ) -> None:
     try:
         broadcast_leading(mu, scale, rho)
     except RuntimeError:
         raise ValueError(
-            f"{operation}: leading axes of mu, {scale_name} and {rho_name} must broadcast together, but got "
-            f"{tuple(mu.shape[:-1])}, {tuple(parameter_leading(scale, mu))} and "
-            f"{tuple(parameter_leading(rho, mu))} (mu of shape {tuple(mu.shape)}, {scale_name} of shape "
-            f"{tuple(scale.shape)}, {rho_name} of shape {tuple(rho.shape)}). Make each of them equal or 1."
+            f"{operation}: leading axes of {mu_name}, {scale_name} and {rho_name} must broadcast together, "
+            f"but got {tuple(mu.shape[:-1])}, {tuple(parameter_leading(scale, mu))} and "
+            f"{tuple(parameter_leading(rho, mu))} ({mu_name} of shape {tuple(mu.shape)}, "
+            f"{scale_name} of shape {tuple(scale.shape)}, {rho_name} of shape {tuple(rho.shape)}). "
+            "Make each of them equal or 1."
         ) from None
 
 

@@ -35,9 +35,8 @@ static void define_chain(torch::Library& m, const std::string& prefix) {
   const auto def = [&](const std::string& schema) {
     m.def((prefix + schema).c_str(), {at::Tag::pt2_compliant_tag});
   };
-  def("ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int "
-      "row_offset, "
-      "bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)");
+  def("ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, "
+      "int row_offset, bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)");
   def("ar1_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
       "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps) "
       "-> (Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)");
@@ -48,7 +47,9 @@ static void define_chain(torch::Library& m, const std::string& prefix) {
 
 TORCH_LIBRARY(rhovae, m) {
   // The key is drawn by an op of its own; all others are functions of their arguments.
-  m.def("draw_key(Tensor like, Generator? generator=None) -> Tensor", {at::Tag::nondeterministic_seeded});
+  // `on_device`: on like's device, as code that is traced for it needs; else wherever that costs no launch.
+  m.def("draw_key(Tensor like, Generator? generator=None, *, bool on_device=False) -> Tensor",
+        {at::Tag::nondeterministic_seeded});
   define_chain(m, "");
   define_chain(m, "triton_");
   m.def("build_info() -> str", build_info);

@@ -21,19 +21,16 @@ In a VAE of your own::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from rhovae.distributions import AR1Normal
 from rhovae.registry import Registry
 from rhovae_ext import ar1_kl_with_logits, ar1_log_prob_with_logits, ar1_reparam_kl_with_logits
 
 Key = tuple[int, int] | Tensor
-
-_LOG_2 = math.log(2.0)
-_LOG_2_PI = math.log(2.0 * math.pi)
 
 
 class Posterior:
@@ -113,13 +110,13 @@ class Posterior:
 
     def entropy(self) -> Tensor:
         """Differential entropy ``d/2 (1 + log 2 pi) + sum log s_k + 1/2 sum log(1 - rho_k^2)``, in nats."""
-        d = self.mu.shape[-1]
-        logits = self._per_step(self.rho_logit)
-        size = logits.abs()
-        # log(1 - tanh(a)^2), which overflows to -inf if computed from rho
-        log_innovation = -2.0 * (size + torch.log1p(torch.exp(-2.0 * size)) - _LOG_2)
-        log_scale = self._wide(self.log_s).expand(self.mu.shape)
-        return 0.5 * d * (1.0 + _LOG_2_PI) + log_scale.sum(-1) + 0.5 * log_innovation.sum(-1)
+        return self.distribution().entropy()
+
+    def distribution(self) -> AR1Normal:
+        """The same chain as a ``torch.distributions.Distribution``."""
+        return AR1Normal.from_logits(
+            self.mu, self.log_s, self.rho_logit, backend=self.backend, validate_args=False
+        )
 
     @property
     def mean(self) -> Tensor:

@@ -1,0 +1,141 @@
+"""KL divergences against dense multivariate normals in float64, with every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, kl_divergence
+
+from rhovae.distributions import AR1Normal, kl_per_dim
+from tests.distributions.chains import BATCH, KINDS, assert_same_with_gradients, both
+from tests.ext import dense
+
+SIZES = [1, 2, 7]
+
+
+def diagonal(d: int) -> tuple[Independent[Normal], MultivariateNormal, list[Tensor]]:
+    generator = torch.Generator().manual_seed(8)
+    loc = torch.randn(*BATCH, d, generator=generator, dtype=torch.float64).requires_grad_()
+    scale = torch.rand(*BATCH, d, generator=generator, dtype=torch.float64).add(0.3).requires_grad_()
+    p = Independent(Normal(loc, scale), 1)
+    return p, MultivariateNormal(loc, covariance_matrix=torch.diag_embed(scale.square())), [loc, scale]
+
+
+@pytest.mark.parametrize("d", SIZES)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_to_standard_normal(kind: tuple[str, str], d: int) -> None:
+    q, dense_q, leaves = both(kind, d)
+    p = Independent(Normal(torch.zeros(d).double(), torch.ones(d).double()), 1)
+    truth = kl_divergence(dense_q, dense.standard(torch.zeros(d).double()))
+    assert truth.shape == BATCH
+    assert_same_with_gradients(kl_divergence(q, p), truth, leaves)
+    assert_same_with_gradients(q.rsample_kl()[1], truth, leaves)
+    for terms in (kl_per_dim(q), kl_per_dim(q, p)):
+        assert terms.shape == (*BATCH, d)
+        assert_same_with_gradients(terms.sum(-1), truth, leaves)
+
+
+@pytest.mark.parametrize("d", SIZES)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_diagonal_both_ways(kind: tuple[str, str], d: int) -> None:
+    q, dense_q, leaves = both(kind, d)
+    p, dense_p, more = diagonal(d)
+    leaves = leaves + more
+    for a, b, truth in (
+        (q, p, kl_divergence(dense_q, dense_p)),
+        (p, q, kl_divergence(dense_p, dense_q)),
+    ):
+        assert_same_with_gradients(kl_divergence(a, b), truth, leaves)
+        assert kl_per_dim(a, b).shape == (*BATCH, d)
+        assert_same_with_gradients(kl_per_dim(a, b).sum(-1), truth, leaves)
+
+
+@pytest.mark.parametrize("d", SIZES)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("other", KINDS, ids="-".join)
+def test_two_chains(other: tuple[str, str], kind: tuple[str, str], d: int) -> None:
+    q, dense_q, leaves = both(kind, d, seed=1)
+    p, dense_p, more = both(other, d, seed=2)
+    leaves = leaves + more
+    truth = kl_divergence(dense_q, dense_p)
+    assert_same_with_gradients(kl_divergence(q, p), truth, leaves)
+    assert_same_with_gradients(kl_per_dim(q, p).sum(-1), truth, leaves)
+    # the terms are those of the chain rule: the first k of them are the KL of the first k steps
+    first = kl_divergence(q.marginal(range(d // 2 + 1)), p.marginal(range(d // 2 + 1)))
+    torch.testing.assert_close(kl_per_dim(q, p)[..., : d // 2 + 1].sum(-1), first)
+
+
+@pytest.mark.parametrize("d", SIZES)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_multivariate_normal_both_ways(kind: tuple[str, str], d: int) -> None:
+    q, dense_q, leaves = both(kind, d)
+    generator = torch.Generator().manual_seed(3)
+    factor = torch.randn(*BATCH, d, d, generator=generator, dtype=torch.float64)
+    covariance = (factor @ factor.mT + torch.eye(d).double()).requires_grad_()
+    loc = torch.randn(d, generator=generator, dtype=torch.float64).requires_grad_()
+    p = MultivariateNormal(loc, covariance)
+    leaves = [*leaves, loc, covariance]
+    assert_same_with_gradients(kl_divergence(q, p), kl_divergence(dense_q, p), leaves)
+    assert_same_with_gradients(kl_divergence(p, q), kl_divergence(p, dense_q), leaves)
+
+
+def test_monte_carlo() -> None:
+    q, _, _ = both(("step", "step"), 5, seed=1)
+    p, _, _ = both(("row", "row"), 5, seed=2)
+    z = q.sample((50_000,))
+    ratio = q.log_prob(z) - p.log_prob(z)
+    assert ((ratio.mean(0) - kl_divergence(q, p)).abs() < 5 * ratio.std(0) / 50_000**0.5).all()
+
+
+@pytest.mark.parametrize(("q_batch", "p_batch"), [((), (3,)), ((3,), ()), ((5, 1), (3,)), ((3,), (5, 1))])
+def test_batch_shapes_broadcast(q_batch: tuple[int, ...], p_batch: tuple[int, ...]) -> None:
+    d = 3  # as long as one of the batch axes: only ranks may decide
+    expected = torch.broadcast_shapes(q_batch, p_batch)
+    q = AR1Normal(torch.randn(*q_batch, d), torch.rand(q_batch) + 0.5, torch.rand(q_batch))
+    chain = AR1Normal(torch.randn(*p_batch, d), torch.rand(p_batch) + 0.5, torch.rand(p_batch))
+    plain = Independent(Normal(torch.randn(*p_batch, d), torch.rand(*p_batch, d) + 0.5), 1)
+    for p in (chain, plain, chain.multivariate_normal()):
+        dense_p = p if isinstance(p, MultivariateNormal) else MultivariateNormal(p.mean, _covariance(p))
+        for a, b, truth in (
+            (q, p, kl_divergence(q.multivariate_normal(), dense_p)),
+            (p, q, kl_divergence(dense_p, q.multivariate_normal())),
+        ):
+            kl = kl_divergence(a, b)
+            assert kl.shape == expected
+            torch.testing.assert_close(kl, truth, rtol=1e-4, atol=1e-4)
+
+
+def _covariance(p: AR1Normal | Independent[Normal]) -> Tensor:
+    return p.covariance_matrix if isinstance(p, AR1Normal) else torch.diag_embed(p.variance)
+
+
+def test_a_chain_is_nothing_away_from_itself() -> None:
+    logits = torch.linspace(-9, 9, 41)
+    q = AR1Normal.from_logits(torch.randn(42), torch.randn(42), logits)
+    assert kl_divergence(q, q).abs() < 1e-4
+    assert kl_per_dim(q, q).min() > -1e-5
+
+
+def test_close_chains_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = 3 + torch.rand(50, generator=generator)
+    loc, log_scale = torch.randn(51, generator=generator), 0.1 * torch.randn(51, generator=generator)
+    q, p = AR1Normal.from_logits(loc, log_scale, a), AR1Normal.from_logits(loc + 0.01, log_scale, a + 0.1)
+    q64 = AR1Normal.from_logits(loc.double(), log_scale.double(), a.double())
+    p64 = AR1Normal.from_logits((loc + 0.01).double(), log_scale.double(), (a + 0.1).double())
+    truth = kl_divergence(q64, p64)
+    torch.testing.assert_close(kl_divergence(q, p).double(), truth, rtol=1e-3, atol=1e-4)
+
+
+def test_what_has_no_terms_is_said() -> None:
+    q = AR1Normal(torch.zeros(2, 5), 1.0, 0.5)
+    gamma = Independent(Gamma(torch.ones(5), torch.ones(5)), 1)
+    with pytest.raises(NotImplementedError, match=r"Independent\(Normal, 1\), AR1Normal"):
+        kl_divergence(q, gamma)
+    with pytest.raises(NotImplementedError, match="not per dimension"):
+        kl_per_dim(q, q.multivariate_normal())  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match=r"Independent\(Normal, 1\)"):
+        kl_divergence(q, Independent(Normal(torch.zeros(2, 5), 1.0), 2))
+    with pytest.raises(ValueError, match="as many steps, but got d = 5 and 4"):
+        kl_divergence(q, q.marginal(range(4)))
