@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import rhovae_ext
 from bench import hardware
 from bench.memory import BOTH, FORWARD
 from bench.peers import COPY, DIAGONAL, KERNEL, Peer, diagonal, output_gradients, peers
@@ -41,7 +42,7 @@ SIZES = [
 ]
 COMPILED_SIZES = [(128, 10), (8192, 256), (65536, 256)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-COMPILED, AT_ZERO = "diagonal, torch.compile", f"{KERNEL} at rho = 0"
+COMPILED, AT_ZERO, TRITON = "diagonal, torch.compile", f"{KERNEL} at rho = 0", f"{KERNEL}, Triton"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -92,6 +93,11 @@ def sets_of_peers(rows: int, d: int, dtype: torch.dtype, backend: str) -> list[l
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     sets = max(1, min(32, -(-2 * cache // (rows * d * dtype.itemsize))))
     found = [peers(rows, d, device=device, backend=backend, compiled=False, dtype=dtype) for _ in range(sets)]
+    if backend != "triton" and rhovae_ext.available_backends(device)["triton"] is None:
+        for some in found:
+            reads = next(peer.reads for peer in some if peer.name == KERNEL)
+            call = partial(rhovae_ext.ar1_reparam_kl_with_logits, *reads, backend="triton")
+            some.append(Peer(TRITON, call, reads))
     if (rows, d) in COMPILED_SIZES:
         torch.compiler.reset()
         fused = torch.compile(diagonal, dynamic=False, fullgraph=True)
@@ -178,6 +184,8 @@ def targets(results: list[Result]) -> list[str]:
             "<= 1.1",
         ),
         (f"extra bytes an element, {large}", f"{extra:.2f}", "0"),
+        (f"forward + KL, {large}, Triton / kernel", f"{ratio(TRITON, large, FORWARD):.2f}", "<= 1.25"),
+        (f"{both}, {large}, Triton / kernel", f"{ratio(TRITON, large, BOTH):.2f}", "<= 1.25"),
     ]
     lines = ["| | reached | wanted |", "|---|--:|--:|"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]

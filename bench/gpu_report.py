@@ -81,7 +81,17 @@ def main() -> None:
     compiling = [python, "setup.py", "build_ext", "--inplace"]
     steps = [run("build", compiling, BUILD, build, "rhovae-ext: building")]
     if steps[0]["code"] == 0:
-        tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda", "tests/ext"]
+        tests = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/cuda",
+            "tests/ext",
+            "tests/triton",
+        ]
         steps.append(run("tests on cuda and the CPU", tests, TESTS, environment, r"\d+ (passed|failed)"))
         for tool in ("memcheck", "racecheck"):
             check = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]

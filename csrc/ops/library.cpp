@@ -35,9 +35,8 @@ static void define_chain(torch::Library& m, const std::string& prefix) {
   const auto def = [&](const std::string& schema) {
     m.def((prefix + schema).c_str(), {at::Tag::pt2_compliant_tag});
   };
-  def("ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int "
-      "row_offset, "
-      "bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)");
+  def("ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, "
+      "int row_offset, bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)");
   def("ar1_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
       "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps) "
       "-> (Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)");

@@ -114,7 +114,7 @@ def forward(
 
     if KL > 0:
         of_mean, of_scale = 0.5 * mean * mean, 0.5 * (s * s - 1.0) - log_s
-        valid = valid & (first_sample + tl.program_id(1) == 0)
+        valid = row < tl.where(first_sample + tl.program_id(1) == 0, rows, 0)  # by one sample alone
         if KL == 1:
             total = tl.sum(of_mean, 1, keep_dims=True) + row_sum(of_scale, step, chunk, 0, steps, STEPS)
             total += row_sum(minus_log_c, step, chunk, 1, steps, STEPS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import rhovae_ext
-from tests.ext.conftest import philox_answers, poisoned_memory  # noqa: F401
+from tests.ext.conftest import poisoned_memory  # noqa: F401
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
