@@ -102,10 +102,12 @@ def over_lengths(budget: float) -> list[Target]:
     )
     elements = {f"{rows} {d}": rows * d for rows, d in lengths}
     base = times["8192 256"]
-    scaled = {
-        key: Quantiles(*(q * elements["8192 256"] / elements[key] for q in (t.q20, t.q50, t.q80)), t.samples)
-        for key, t in times.items()
-    }
+
+    def at_the_size_of_the_base(key: str, t: Quantiles) -> Quantiles:
+        factor = elements["8192 256"] / elements[key]
+        return Quantiles(t.q20 * factor, t.q50 * factor, t.q80 * factor, t.samples)
+
+    scaled = {key: at_the_size_of_the_base(key, t) for key, t in times.items()}
     shortest = next(key for key in scaled if key.endswith(" 8"))
     slowest = max((key for key in scaled if key != shortest), key=lambda key: scaled[key].q50)
     own = "its own time an element at 8192 x 256"
