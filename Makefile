@@ -91,20 +91,20 @@ clean:  ## remove what was built (.venv stays)
 	rm -rf build dist *.egg-info python/*.egg-info rhovae_ext/_C*.so $(INSTALLED) \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(ENV_READY): requirements/torch.txt requirements/dev.txt
+$(ENV_READY): requirements/torch.txt requirements/dev.txt requirements/kernels.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "$(PYTHON) is missing or older than 3.10. Run: make PYTHON=python3.11 (3.10 to 3.13)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make environments. Run: sudo apt install python3-venv"; exit 1; }
-	@echo "Making $(VENV), with $$(grep -v '#' requirements/torch.txt) pinned for reproducibility (the library takes 2.11-2.15)"
+	@echo "Making $(VENV), with $$(grep ^torch= requirements/torch.txt) pinned for reproducibility (the library takes 2.11-2.15)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -qq -r requirements/torch.txt -r requirements/dev.txt
 	@touch $@
 
-$(CUDA_ENV_READY): requirements/cuda.txt requirements/dev.txt $(ENV_READY)
-	@echo "Making $(CUDA_VENV), with $$(grep -v '#' requirements/cuda.txt) (some gigabytes)"
+$(CUDA_ENV_READY): requirements/cuda.txt requirements/kernels.txt $(ENV_READY)
+	@echo "Making $(CUDA_VENV), with $$(grep ^torch= requirements/cuda.txt) (some gigabytes)"
 	@test -x $(CUDA_PY) || $(PYTHON) -m venv $(CUDA_VENV)
-	$(CUDA_PY) -m pip --disable-pip-version-check install -qq -r requirements/cuda.txt -r requirements/dev.txt
+	$(CUDA_PY) -m pip --disable-pip-version-check install -qq -r requirements/cuda.txt -r requirements/kernels.txt
 	@touch $@
 
 $(INSTALLED): $(ENV_READY) $(SOURCES)
