@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env build demo test test-native test-python sanitize lint format bench profile cuda-check gpu-report clean
+.PHONY: help env build demo test test-native test-arm test-python sanitize lint format bench profile cuda-check gpu-report clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,6 +38,13 @@ test-native: env  ## the C++ tests alone, without torch
 	@cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
 	cmake --build $(NATIVE)
 	ctest --test-dir $(NATIVE) --output-on-failure
+
+test-arm: env  ## the C++ tests for 64-bit Arm, emulated (apt install g++-aarch64-linux-gnu qemu-user)
+	@cmake -S . -B build/arm -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64 \
+	  -DCMAKE_EXE_LINKER_FLAGS=-static -DRHOVAE_BINDINGS=OFF >/dev/null
+	cmake --build build/arm
+	ctest --test-dir build/arm --output-on-failure
 
 test-python: build test-native  ## the Python tests; PYTEST_ARGS="-k kl -x" is handed on
 	$(PYTEST) $(PYTEST_ARGS)

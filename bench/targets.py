@@ -103,11 +103,12 @@ def over_lengths(budget: float) -> list[Target]:
     elements = {f"{rows} {d}": rows * d for rows, d in lengths}
     base = times["8192 256"]
 
-    def at_the_size_of_the_base(key: str, t: Quantiles) -> Quantiles:
-        factor = elements["8192 256"] / elements[key]
-        return Quantiles(t.q20 * factor, t.q50 * factor, t.q80 * factor, t.samples)
+    def as_wide(key: str) -> Quantiles:
+        """The quantiles that 8192 x 256 would have at this length's time an element."""
+        t, scale = times[key], WIDE[0] * WIDE[1] / elements[key]
+        return Quantiles(t.q20 * scale, t.q50 * scale, t.q80 * scale, t.samples)
 
-    scaled = {key: at_the_size_of_the_base(key, t) for key, t in times.items()}
+    scaled = {key: as_wide(key) for key in times}
     shortest = next(key for key in scaled if key.endswith(" 8"))
     slowest = max((key for key in scaled if key != shortest), key=lambda key: scaled[key].q50)
     own = "its own time an element at 8192 x 256"
