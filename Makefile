@@ -6,13 +6,19 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := build/native
 ENV_READY := $(VENV)/.ready
+CUDA_VENV := .venv-cuda
+CUDA_PY := $(CURDIR)/$(CUDA_VENV)/bin/python
+CUDA_ENV_READY := $(CUDA_VENV)/.ready
+CUDA_SOURCES := build/cuda
 INSTALLED := $(VENV)/.installed
-CXX_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST_ARGS ?=
+# A process a core, each with one thread: many small tests.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env build demo test test-native test-python sanitize lint format bench clean
+.PHONY: help env build demo test test-native test-python sanitize lint format bench cuda-check gpu-report clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,15 +40,18 @@ test-native: env  ## the C++ tests alone, without torch
 	ctest --test-dir $(NATIVE) --output-on-failure
 
 test-python: build test-native  ## the Python tests; PYTEST_ARGS="-k kl -x" is handed on
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
-sanitize: env  ## the C++ tests under the address, undefined-behaviour and thread sanitizers
+sanitize: env  ## the C++ tests and the emulated CUDA kernels under address, undefined and thread sanitizers
 	@for kind in address,undefined thread; do \
 	  folder=build/sanitize-$${kind%%,*}; \
 	  echo "sanitizers: $$kind"; \
 	  cmake -S . -B $$folder -G Ninja -DRHOVAE_SANITIZE=$$kind >/dev/null \
 	  && cmake --build $$folder && ctest --test-dir $$folder --output-on-failure || exit 1; \
 	done
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR) \
+	  $(PYTEST) tests/cuda_emulator -o pythonpath="build/sanitize-address" $(PYTEST_ARGS)
 
 lint: env  ## ruff, mypy and clang-format, changing nothing
 	ruff check .
@@ -58,6 +67,19 @@ format: env  ## put Python and C++ into the house's form
 bench: build  ## the whole benchmark, written to bench/results/
 	$(PY) -m bench
 
+# Its own environment and its own copy of the sources: the module in rhovae_ext/ is the other environment's.
+cuda-check: test-native $(CUDA_ENV_READY)  ## compile, link, import and read the CUDA kernels' machine code; no GPU needed
+	mkdir -p $(CUDA_SOURCES)
+	git ls-files -z --cached --others --exclude-standard | tar --null --no-recursion -T - -c | tar -x -C $(CUDA_SOURCES)
+	cd $(CUDA_SOURCES) && RHOVAE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;12.0" \
+	  $(CUDA_PY) -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --editable .
+	cd $(CUDA_SOURCES) && RHOVAE_VECTORS=$${RHOVAE_VECTORS-$(CURDIR)/../shared/vectors} \
+	  PYTHONPATH=$(CURDIR)/build/native $(PYTEST:$(PY)=$(CUDA_PY)) tests/ext $(PYTEST_ARGS)
+	cd $(CUDA_SOURCES) && $(CUDA_PY) -m bench.cuda_check rhovae_ext/_C*.so --out $(CURDIR)/build/cuda-budget.md
+
+gpu-report:  ## on a machine with a GPU, with its own torch: build, tests on cuda, compute-sanitizer, benchmark
+	$(PYTHON) -m bench.gpu_report
+
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist *.egg-info python/*.egg-info rhovae_ext/_C*.so $(INSTALLED) \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -70,6 +92,12 @@ $(ENV_READY): requirements/torch.txt requirements/dev.txt
 	@echo "Making $(VENV), with $$(grep -v '#' requirements/torch.txt) pinned for reproducibility (the library takes 2.11-2.15)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -qq -r requirements/torch.txt -r requirements/dev.txt
+	@touch $@
+
+$(CUDA_ENV_READY): requirements/cuda.txt requirements/dev.txt $(ENV_READY)
+	@echo "Making $(CUDA_VENV), with $$(grep -v '#' requirements/cuda.txt) (some gigabytes)"
+	@test -x $(CUDA_PY) || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_PY) -m pip --disable-pip-version-check install -qq -r requirements/cuda.txt -r requirements/dev.txt
 	@touch $@
 
 $(INSTALLED): $(ENV_READY) $(SOURCES)

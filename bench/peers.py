@@ -72,17 +72,26 @@ def dense_cholesky(mu: Tensor, log_s: Tensor, rho_logit: Tensor) -> tuple[Tensor
     return z, 0.5 * (trace + mu.square().sum(-1) - d - log_det)
 
 
-def peers(rows: int, d: int, *, device: torch.device, backend: str, compiled: bool) -> list[Peer]:
+def peers(
+    rows: int,
+    d: int,
+    *,
+    device: torch.device,
+    backend: str,
+    compiled: bool,
+    dtype: torch.dtype = torch.float32,
+) -> list[Peer]:
     """The competitors that fit this size, all on the same mu, the kernel first."""
     generator = torch.Generator(device).manual_seed(1)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator, device=device)).requires_grad_()
+        drawn = scale * torch.randn(shape, generator=generator, device=device)
+        return drawn.to(dtype).requires_grad_()
 
     mu, log_s, rho_logit = normal(rows, d), normal(rows, scale=0.3), normal(rows, scale=0.5)
     log_var = normal(rows, d, scale=0.6)
     s, rho = log_s.detach().exp().requires_grad_(), rho_logit.detach().tanh().requires_grad_()
-    uncorrelated = torch.zeros(rows, device=device, requires_grad=True)
+    uncorrelated = torch.zeros(rows, device=device, dtype=dtype, requires_grad=True)
     logits = partial(rhovae_ext.ar1_reparam_kl_with_logits, backend=backend)
     natural = partial(rhovae_ext.ar1_reparam_kl, backend=backend)
 
@@ -105,7 +114,7 @@ def peers(rows: int, d: int, *, device: torch.device, backend: str, compiled: bo
         found.append(Peer("dense Cholesky", partial(dense_cholesky, *inputs), inputs))
 
     def torch_noise() -> tuple[Tensor]:
-        return (torch.randn(rows, d, device=device),)
+        return (torch.randn(rows, d, device=device, dtype=dtype),)
 
     def own_noise() -> tuple[Tensor]:
         return (rhovae_ext.ar1_reparam(mu, 1.0, 0.0, backend=backend),)

@@ -41,16 +41,14 @@ def _missing(name: str, device_type: str) -> str | None:
         return "this version has no Triton kernels. Use backend='reference', or 'native' where it serves"
     if native.unavailable is not None:
         return native.unavailable
-    if device_type == "cpu":
+    if device_type in native.devices:
         return None
     if device_type != "cuda":
         return f"the compiled kernels serve CPU and CUDA tensors, not {device_type}. Use backend='reference'"
-    info = native.build_info()
-    if info["cuda"]:
-        return None
+    decision = native.build_info()["cuda_decision"]
     return (
-        f"the compiled module was built without CUDA ({info['cuda_decision']}). Install the CUDA toolkit of "
-        f"torch's version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
+        f"the compiled module was built without CUDA ({decision}). Install the CUDA toolkit of torch's "
+        f"version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
     )
 
 

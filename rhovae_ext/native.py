@@ -79,8 +79,8 @@ def cpu_capability() -> str:
 # Fake kernels: shapes and types of the results, for torch.compile and friends.
 
 
-def fake_draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    return torch.empty(2, dtype=torch.uint64, device=like.device)
+def _draw_key(like: Tensor, generator: torch.Generator | None = None, *, on_device: bool = False) -> Tensor:
+    return torch.empty(2, dtype=torch.uint64, device=like.device if on_device else "cpu")
 
 
 def _ar1(
@@ -139,7 +139,7 @@ def _ar1_log_prob_backward(
 
 
 _FAKE: dict[str, Callable[..., Any]] = {
-    "draw_key": fake_draw_key,
+    "draw_key": _draw_key,
     "ar1": _ar1,
     "ar1_backward": _ar1_backward,
     "ar1_log_prob": _ar1_log_prob,
@@ -149,6 +149,10 @@ _FAKE: dict[str, Callable[..., Any]] = {
 # None where the compiled module is loaded and fits the running torch, else why not and what to run.
 unavailable: str | None = _load()
 
+# The device types that the compiled kernels serve.
+devices: frozenset[str] = frozenset()
+
 if unavailable is None:
+    devices = frozenset({"cpu", "cuda"} if build_info()["cuda"] else {"cpu"})
     for _name, _kernel in _FAKE.items():
         torch.library.register_fake(f"rhovae::{_name}", _kernel)

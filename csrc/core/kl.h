@@ -11,6 +11,12 @@ RHOVAE_HD V kl_of_mean(V mu) {
   return 0.5f * mu * mu;
 }
 
+// The same of a sum over steps, from the sum of mu_k^2.
+template <class V>
+RHOVAE_HD V kl_of_means(V squares) {
+  return 0.5f * squares;
+}
+
 template <class V>
 RHOVAE_HD V kl_of_scale(V s, V log_s) {
   return 0.5f * (s * s - 1.0f) - log_s;

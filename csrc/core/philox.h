@@ -46,6 +46,8 @@ template <class A>
 RHOVAE_HD void philox4x32_10(const RoundKeys& keys, typename A::Word (&w)[4]) {
 #if defined(__CUDACC__)
 #pragma unroll
+#else
+#pragma GCC unroll 10
 #endif
   for (int i = 0; i < kPhiloxRounds; ++i) {
     const typename A::Product p0 = A::multiply(kPhiloxMultiplier0, w[0]);

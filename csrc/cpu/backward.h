@@ -81,31 +81,30 @@ RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row, 
                                 ChainState<C>& carry, TileGradients<C>& sum) {
   V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
   if (row_begins) rho[0] = 0, c[0] = 1;
-  V<C> x_before = splat<C>(carry.x), t_before = splat<C>(carry.t);
+  V<C> x_carry = splat<C>(carry.x), t_carry = splat<C>(carry.t);
   for (int64_t i = 0; i < count; i += Lanes<C>::n) {
     const V<C> e = load<C>(eps + i);
-    const V<C> x = scan.up(innovation(c, e), x_before);
-    const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_before);
+    const V<C> x_before = x_carry, x = scan.up(innovation(c, e), x_carry);
+    const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
     const V<C> g = load_some(dz + i, static_cast<int>(count - i));
     add_to<C>(sum.g + i, g);
     add_to<C>(sum.gx + i, g * x);
     add_to<C>(sum.by_logit + i, g * p.s[i] * t);
-    x_before = x, t_before = t;
     rho = splat<C>(rho_row), c = splat<C>(c_row);
   }
-  carry = {x_before[Lanes<C>::n - 1], t_before[Lanes<C>::n - 1]};
+  carry = {x_carry[0], t_carry[0]};
 }
 
 // The adjoint's value at a tile's first step, for the tile before it; it needs no noise.
 template <class C>
 RHOVAE_INLINE C adjoint_carry(const TileParameters<C>& p, const C* dz, int64_t count, C carry) {
   constexpr int n = Lanes<C>::n;
-  V<C> next = splat<C>(carry);
+  V<C> lambda = splat<C>(carry);
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
     const V<C> source = load_some(dz + i, static_cast<int>(count - i)) * p.s[i];
-    next = scan_down<C>(load<C>(p.rho + i + 1), source, next);
+    scan_down<C>(load<C>(p.rho + i + 1), source, lambda);
   }
-  return next[0];
+  return lambda[0];
 }
 
 // Any rho: x forward, kept in the tile, then lambda backward. by_logit collects lambda_k (x_{k-1} - rho_k
@@ -115,25 +114,24 @@ RHOVAE_INLINE C adjoint_tile(const TileParameters<C>& p, const C* eps, const C* 
                              C lambda_carry, TileGradients<C>& sum, C* deps) {
   constexpr int n = Lanes<C>::n;
   alignas(64) TileBuffer<C> xs, sources;
-  V<C> before = splat<C>(x_carry);
+  V<C> carry = splat<C>(x_carry);
   for (int64_t i = 0; i < count; i += n) {
     const V<C> rho = load<C>(p.rho + i), c = load<C>(p.c + i), e = load<C>(eps + i);
-    const V<C> x = scan_up<C>(rho, innovation(c, e), before);
+    const V<C> before = carry, x = scan_up<C>(rho, innovation(c, e), carry);
     store<C>(xs + i, x);
     store<C>(sources + i, tangent_source(rho, c, shift_up<C, 1>(before, x), e));
-    before = x;
   }
-  V<C> next = splat<C>(lambda_carry);
+  V<C> after = splat<C>(lambda_carry);
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
     const int left = static_cast<int>(count - i);
     const V<C> g = load_some(dz + i, left);
-    next = scan_down<C>(load<C>(p.rho + i + 1), g * p.s[i], next);
+    const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), g * p.s[i], after);
     add_to<C>(sum.g + i, g);
     add_to<C>(sum.gx + i, g * load<C>(xs + i));
-    add_to<C>(sum.by_logit + i, next * load<C>(sources + i));
-    if (deps) store_some<C>(deps + i, load<C>(p.c + i) * next, left);
+    add_to<C>(sum.by_logit + i, lambda * load<C>(sources + i));
+    if (deps) store_some<C>(deps + i, load<C>(p.c + i) * lambda, left);
   }
-  return before[n - 1];
+  return carry[0];
 }
 
 template <class C>

@@ -62,7 +62,9 @@ RHOVAE_INLINE void eps_across(const Problem& p, const RoundKeys& keys, int64_t r
       id[lane] = noise_row(p.noise.row_offset, static_cast<uint64_t>(row + lane),
                            static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
     }
-    normals_across<C>(keys, p.noise.offset, id, to, p.steps);
+    U64 in_order[2];
+    order_rows<C>(id, in_order);
+    normals_across<C>(keys, p.noise.offset, in_order, to, p.steps);
   }
 }
 
@@ -122,22 +124,21 @@ RHOVAE_INLINE void kl_steps(const Problem& p, const PerRow<C>& row, int lane, co
   }
 }
 
-// The chain over one tile; returns the last register of x, whose last lane carries on.
+// The chain over one tile; x: the last value before it, then its own last.
 template <class C, bool uniform>
-RHOVAE_INLINE V<C> sample_tile(const UniformScan<C>& scan, C c_row, const TileParameters<C>& t, const C* mu,
-                               const C* eps, bool row_begins, int64_t count, V<C> previous, C* z) {
-  V<C> c = splat<C>(c_row);
+RHOVAE_INLINE void sample_tile(const UniformScan<C>& scan, C c_row, const TileParameters<C>& t, const C* mu,
+                               const C* eps, bool row_begins, int64_t count, C& x_carry, C* z) {
+  V<C> c = splat<C>(c_row), carry = splat<C>(x_carry);
   if (row_begins) c[0] = 1;
   for (int64_t i = 0; i < count; i += Lanes<C>::n) {
     if constexpr (!uniform) c = load<C>(t.c + i);
     const V<C> source = innovation(c, load<C>(eps + i));
-    const V<C> x = uniform ? scan.up(source, previous) : scan_up<C>(load<C>(t.rho + i), source, previous);
+    const V<C> x = uniform ? scan.up(source, carry) : scan_up<C>(load<C>(t.rho + i), source, carry);
     const int left = static_cast<int>(count - i);
     store_some<C>(z + i, sample(load_some(mu + i, left), t.s[i], x), left);
-    previous = x;
     if constexpr (uniform) c = splat<C>(c_row);
   }
-  return previous;
+  x_carry = carry[0];
 }
 
 template <class C>
@@ -162,11 +163,10 @@ void forward_along(const Forward& p, const RoundKeys& keys, const PerRow<C>& par
       const C* eps = eps_along(p, keys, row, sample, first, count, eps_buffer);
       const int64_t to = (sample * p.rows + row) * p.steps + first;
       C* z = begin_run(p.z, to, out_buffer);
-      const V<C> last = splat<C>(carry.at[sample]);
-      const V<C> x = p.rho.step
-                         ? sample_tile<C, false>(scan, C(1), t, mu, eps, first == 0, count, last, z)
-                         : sample_tile<C, true>(scan, params.c[lane], t, mu, eps, first == 0, count, last, z);
-      carry.at[sample] = x[Lanes<C>::n - 1];
+      if (p.rho.step)
+        sample_tile<C, false>(scan, C(1), t, mu, eps, first == 0, count, carry.at[sample], z);
+      else
+        sample_tile<C, true>(scan, params.c[lane], t, mu, eps, first == 0, count, carry.at[sample], z);
       finish_run(p.z, to, count, out_buffer);
     }
   }
@@ -174,7 +174,7 @@ void forward_along(const Forward& p, const RoundKeys& keys, const PerRow<C>& par
 }
 
 template <class C>
-using ShortBuffer = C[(kShortRow + 4) * Lanes<C>::n];
+using ShortBuffer = C[(kShortRow + 8) * Lanes<C>::n];
 
 // A group of short rows, a row a lane: their parameters step by step.
 template <class C>

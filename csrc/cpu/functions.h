@@ -37,12 +37,14 @@ struct Functions {
     return v > 0 ? v : constant(std::numeric_limits<double>::quiet_NaN());
   }
 
-  // sum_{i < count} coefficient(i) x^i, by Horner.
-  template <class Series>
+  // sum_{i < count} coefficient(i) x^i, by Horner; recursive, so that every coefficient is a constant.
+  template <class Series, int i = 0>
   static RHOVAE_INLINE V series(V x) {
-    V sum = constant(Series::coefficient(Series::count - 1));
-    for (int i = Series::count - 2; i >= 0; --i) sum = sum * x + constant(Series::coefficient(i));
-    return sum;
+    constexpr double coefficient = Series::coefficient(i);
+    if constexpr (i + 1 == Series::count)
+      return constant(coefficient);
+    else
+      return series<Series, i + 1>(x) * x + constant(coefficient);
   }
   static constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
 
@@ -81,11 +83,15 @@ struct Functions {
   }
   // v = 2^exponent (1 + f) with 1 + f in [sqrt 1/2, sqrt 2], for a normal positive v.
   static RHOVAE_INLINE void split(V v, V& f, I& exponent) {
-    const I sqrt_half = (I)constant(0.70710678118654752440);
-    exponent = ((I)v - sqrt_half) >> kMantissa;
+    const I above_sqrt_half = (I)v - (I)constant(0.70710678118654752440);
+    if constexpr (kSingle) {
+      exponent = above_sqrt_half >> kMantissa;
+    } else {  // few processors shift 64 bits with their sign: made positive first
+      constexpr int64_t bias = 1023;
+      exponent = (I)((U)(above_sqrt_half + (bias << kMantissa)) >> kMantissa) - bias;
+    }
     f = (V)((I)v - (exponent << kMantissa)) - 1;
   }
-  static RHOVAE_INLINE V to_real(I small) { return __builtin_convertvector(small, V); }
 
   static RHOVAE_INLINE V log(V v) {
     const V smallest = constant(kSingle ? 1.17549435082228750797e-38 : 2.22507385850720138309e-308);
@@ -95,7 +101,7 @@ struct Functions {
     I exponent;
     split(subnormal ? v * scale_up : v, f, exponent);
     exponent -= subnormal ? I{} + (kSingle ? 25 : 54) : I{};
-    const V value = to_real(exponent) * kLog2 + log1p_reduced(f);
+    const V value = small_to_real(exponent) * kLog2 + log1p_reduced(f);
     const V infinity = constant(std::numeric_limits<double>::infinity());
     const V at_edge = v == 0 ? -infinity : (v > 0 ? v : constant(std::numeric_limits<double>::quiet_NaN()));
     return ((v > 0) & (v < infinity)) ? value : at_edge;
@@ -107,10 +113,10 @@ struct Functions {
     const C unit = kSingle ? static_cast<C>(0x1p-32) : static_cast<C>(0x1p-64);
     V f;
     I exponent;
-    split(__builtin_convertvector(w, V) + static_cast<C>(0.5), f, exponent);
-    const V exact = (__builtin_convertvector((I)w, V) + static_cast<C>(0.5)) * unit;
+    split(to_real(w) + static_cast<C>(0.5), f, exponent);
+    const V exact = (to_real((I)w) + static_cast<C>(0.5)) * unit;
     f = exponent == kBits ? exact : f;
-    return (to_real(exponent) - kBits) * (-2 * kLog2) - 2 * log1p_reduced(f);
+    return (small_to_real(exponent) - kBits) * (-2 * kLog2) - 2 * log1p_reduced(f);
   }
 
   // sin and cos of 2 pi u: the nearest quarter turn from the word's top bits, the rest, within an eighth, as
@@ -128,7 +134,7 @@ struct Functions {
     const U quarter = w + (static_cast<Bit>(1) << (kBits - 3));  // its top two bits: the nearest quarter turn
     const I rest = (I)(w << 2);                                  // four times the distance to it, signed
     const C quarter_unit = static_cast<C>(6.283185307179586476925286766559 * (kSingle ? 0x1p-34 : 0x1p-66));
-    const V angle = (__builtin_convertvector(rest, V) + 2) * quarter_unit;
+    const V angle = (to_real(rest) + 2) * quarter_unit;
     const V square = angle * angle;
     const V s = angle * series<SinSeries>(square);
     const V c = series<CosSeries>(square);

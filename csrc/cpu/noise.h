@@ -1,7 +1,7 @@
 #pragma once
 
-// Standard normals from Philox words, a register of counters at a time. `position` counts blocks of the
-// stream: offset + k / 4 in float32, offset + k / 2 in float64.
+// Standard normals from Philox words. `position` counts blocks of the stream: offset + k / 4 in float32,
+// offset + k / 2 in float64.
 
 #include "../core/normal.h"
 #include "../core/philox.h"
@@ -12,72 +12,139 @@ namespace rhovae::RHOVAE_ISA {
 template <class C>
 constexpr int kNormalsPerBlock = sizeof(C) == 4 ? kNormalsPerBlockFloat : kNormalsPerBlockDouble;
 
-struct Block {
-  U64 w[4];
+constexpr int kCounters = kBytes / 8;  // that a register of Philox words holds
+constexpr int kSideBySide = RHOVAE_X86_64_LEVEL == 4 ? 4 : 2;
+
+// `m` registers of counters side by side: every round waits for the one before, so one register alone would
+// leave the processor idle half of the time. Lanes have 64 bits; each holds one counter's word in its low half
+// and whatever in its high half, which the multiplication ignores. So a round is two multiplications, two
+// shifts and two three-way exclusive ors.
+template <int m>
+struct Counters {
+  struct Word {
+    U64 v[m];
+  };
+  using Product = Word;
+
+  template <class F>
+  static RHOVAE_INLINE Word each(const F& f) {
+    Word word;
+#pragma GCC unroll 4
+    for (int i = 0; i < m; ++i) word.v[i] = f(i);
+    return word;
+  }
+  static RHOVAE_INLINE Product multiply(uint32_t multiplier, const Word& word) {
+    return each([&](int i) { return multiply_low_halves(word.v[i], U64{} + multiplier); });
+  }
+  static RHOVAE_INLINE Word high(const Product& p) {
+    return each([&](int i) { return p.v[i] >> 32; });
+  }
+  static RHOVAE_INLINE Word low(const Product& p) { return p; }
+  static RHOVAE_INLINE Word xor3(const Word& a, const Word& b, uint32_t c) {
+    return each([&](int i) { return a.v[i] ^ b.v[i] ^ (U64{} + c); });
+  }
 };
 
-RHOVAE_INLINE Block philox_lanes(const RoundKeys& keys, U64 position, U64 row) {
-  Block block{{position, position >> 32, row, row >> 32}};
-  philox4x32_10<LaneWord>(keys, block.w);
-  return block;
-}
+// The four random words of every counter; position(i) and row(i) are the lanes of register i.
+template <int m>
+struct Block {
+  typename Counters<m>::Word w[4];
 
-constexpr int kCounters = kBytes / 8;  // counters a register of Philox words holds
+  template <class Position, class Row>
+  RHOVAE_INLINE Block(const RoundKeys& keys, const Position& position, const Row& row)
+      : w{Counters<m>::each(position), Counters<m>::each([&](int i) { return position(i) >> 32; }),
+          Counters<m>::each(row), Counters<m>::each([&](int i) { return row(i) >> 32; })} {
+    philox4x32_10<Counters<m>>(keys, w);
+  }
+};
 
-// Along a row: out[0 .. count) and up to the end of the register past it.
-template <class C>
-RHOVAE_INLINE void normals_along(const RoundKeys& keys, uint64_t position, uint64_t row, C* out,
-                                 int64_t count) {
+// Along a row: the normals of m registers of counters.
+template <class C, int m>
+RHOVAE_INLINE void draw_along(const RoundKeys& keys, uint64_t position, uint64_t row, C* out) {
   constexpr int n = Lanes<C>::n;
   const U64 lane = (U64)iota<double>();
-  for (int64_t k = 0; k < count; k += kCounters * kNormalsPerBlock<C>) {
-    const uint64_t first = position + static_cast<uint64_t>(k / kNormalsPerBlock<C>);
-    const Block block = philox_lanes(keys, lane + first, U64{} + row);
+  const Block<m> block(
+      keys, [&](int i) { return lane + (position + static_cast<uint64_t>(i * kCounters)); },
+      [&](int) { return U64{} + row; });
+  const auto& w = block.w;
+#pragma GCC unroll 4
+  for (int i = 0; i < m; ++i) {
     V<C> even, odd;
     if constexpr (sizeof(C) == 4) {
-      box_muller<Functions<C>>(join_words(block.w[0], block.w[2]), join_words(block.w[1], block.w[3]), even,
-                               odd);
+      box_muller<Functions<C>>(join_words(w[0].v[i], w[2].v[i]), join_words(w[1].v[i], w[3].v[i]), even, odd);
     } else {
-      box_muller<Functions<C>>(join_halves(block.w[0], block.w[1]), join_halves(block.w[2], block.w[3]), even,
+      box_muller<Functions<C>>(join_halves(w[0].v[i], w[1].v[i]), join_halves(w[2].v[i], w[3].v[i]), even,
                                odd);
     }
-    store<C>(out + k, shuffle<C, InterleaveLow<n>>(even, odd));
-    store<C>(out + k + n, shuffle<C, InterleaveHigh<n>>(even, odd));
+    store<C>(out + 2 * i * n, shuffle<C, InterleaveLow<n>>(even, odd));
+    store<C>(out + (2 * i + 1) * n, shuffle<C, InterleaveHigh<n>>(even, odd));
   }
 }
 
-// Across rows, a row a lane: out[k * n + lane] for k in [0, count) and up to the end of the block past it.
-template <class C>
-RHOVAE_INLINE void normals_across(const RoundKeys& keys, uint64_t position, const uint64_t* row, C* out,
-                                  int64_t count) {
-  constexpr int n = Lanes<C>::n;
-  uint64_t in_order[2][kCounters];  // the order in which join_words lays float32's lanes
-  for (int lane = 0; lane < n; ++lane) {
-    if constexpr (sizeof(C) == 4)
-      in_order[lane & 1][lane >> 1] = row[lane];
-    else
-      in_order[0][lane] = row[lane];
+// out[0 .. count), and past it up to a multiple of what kSideBySide registers give.
+template <class C, int m = kSideBySide>
+RHOVAE_ALONE void normals_along(const RoundKeys& keys, uint64_t position, uint64_t row, C* out,
+                                int64_t count) {
+  constexpr int unit = 2 * Lanes<C>::n;
+  for (; count > m / 2 * unit; count -= m * unit, out += m * unit, position += m * kCounters) {
+    draw_along<C, m>(keys, position, row, out);
   }
-  U64 rows[2];
-  std::memcpy(rows, in_order, sizeof(C) == 4 ? sizeof rows : sizeof rows[0]);
-  for (int64_t k = 0; k < count; k += kNormalsPerBlock<C>, out += n * kNormalsPerBlock<C>) {
-    const U64 at = U64{} + (position + static_cast<uint64_t>(k / kNormalsPerBlock<C>));
-    const Block a = philox_lanes(keys, at, rows[0]);
+  if constexpr (m > 1) {
+    if (count > 0) normals_along<C, m / 2>(keys, position, row, out, count);
+  }
+}
+
+// Across rows: m registers of counters. float32 has two for its lanes, the even ones and the odd ones (rows[0]
+// and rows[1]), as join_words lays them; float64 one.
+template <class C, int m>
+RHOVAE_INLINE void draw_across(const RoundKeys& keys, uint64_t position, const U64 (&rows)[2], C* out) {
+  constexpr int n = Lanes<C>::n, parts = n / kCounters;
+  const Block<m> block(
+      keys, [&](int i) { return U64{} + (position + static_cast<uint64_t>(i / parts)); },
+      [&](int i) { return rows[i % parts]; });
+  const auto& w = block.w;
+#pragma GCC unroll 4
+  for (int i = 0; i < m; i += parts) {
     V<C> first, second;
     if constexpr (sizeof(C) == 4) {
-      const Block b = philox_lanes(keys, at, rows[1]);
-      for (int pair = 0; pair < 2; ++pair) {
-        box_muller<Functions<C>>(join_words(a.w[2 * pair], b.w[2 * pair]),
-                                 join_words(a.w[2 * pair + 1], b.w[2 * pair + 1]), first, second);
-        store<C>(out + 2 * pair * n, first);
-        store<C>(out + (2 * pair + 1) * n, second);
+      for (int pair = 0; pair < 4; pair += 2) {
+        box_muller<Functions<C>>(join_words(w[pair].v[i], w[pair].v[i + 1]),
+                                 join_words(w[pair + 1].v[i], w[pair + 1].v[i + 1]), first, second);
+        store<C>(out + (2 * i + pair) * n, first);
+        store<C>(out + (2 * i + pair + 1) * n, second);
       }
     } else {
-      box_muller<Functions<C>>(join_halves(a.w[0], a.w[1]), join_halves(a.w[2], a.w[3]), first, second);
-      store<C>(out, first);
-      store<C>(out + n, second);
+      box_muller<Functions<C>>(join_halves(w[0].v[i], w[1].v[i]), join_halves(w[2].v[i], w[3].v[i]), first,
+                               second);
+      store<C>(out + 2 * i * n, first);
+      store<C>(out + (2 * i + 1) * n, second);
     }
   }
+}
+
+// A row a lane: out[k * n + lane] for k in [0, count), and past it up to a multiple of what kSideBySide
+// registers give.
+template <class C, int m = kSideBySide>
+RHOVAE_ALONE void normals_across(const RoundKeys& keys, uint64_t position, const U64 (&rows)[2], C* out,
+                                 int64_t count) {
+  constexpr int n = Lanes<C>::n, parts = n / kCounters, blocks = m / parts,
+                steps = blocks * kNormalsPerBlock<C>;
+  constexpr int64_t least = m == parts ? 0 : steps / 2;
+  for (; count > least; count -= steps, out += steps * n, position += static_cast<uint64_t>(blocks)) {
+    draw_across<C, m>(keys, position, rows, out);
+  }
+  if constexpr (m > parts) {
+    if (count > 0) normals_across<C, m / 2>(keys, position, rows, out, count);
+  }
+}
+
+// The rows' numbers in the order in which draw_across takes them.
+template <class C>
+RHOVAE_INLINE void order_rows(const uint64_t* row, U64 (&rows)[2]) {
+  constexpr int n = Lanes<C>::n, parts = n / kCounters;
+  uint64_t in_order[2][kCounters] = {};
+  for (int lane = 0; lane < n; ++lane) in_order[lane % parts][lane / parts] = row[lane];
+  std::memcpy(rows, in_order, sizeof in_order);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -30,17 +30,30 @@ struct PerRow {
   V<C> s, log_s, rho, c, minus_log_c;
 
   RHOVAE_INLINE PerRow(const Problem& p, int64_t row, int rows) {
-    V<C> scale = splat<C>(neutral_scale<C>(p.logits)), correlation{};
-    for (int lane = 0; lane < rows; ++lane) {
-      if (p.scale.step == 0) scale[lane] = read_one<C>(p.scale, row_start(p.lead, p.scale, row + lane));
-      if (p.rho.step == 0) correlation[lane] = read_one<C>(p.rho, row_start(p.lead, p.rho, row + lane));
-    }
+    const V<C> scale = p.scale.step ? splat<C>(neutral_scale<C>(p.logits))
+                                    : values(p, p.scale, row, rows, neutral_scale<C>(p.logits));
+    const V<C> correlation = p.rho.step ? V<C>{} : values(p, p.rho, row, rows, C(0));
     const Scale<V<C>> a = scale_of<C>(p.logits, scale);
     const Correlation<V<C>> b = correlation_of<C>(p.logits, correlation);
     s = a.s, log_s = a.log_s, rho = b.rho, c = b.c, minus_log_c = b.minus_log_c;
   }
+
+ private:
+  static RHOVAE_INLINE V<C> values(const Problem& p, const Operand& from, int64_t row, int rows, C neutral) {
+    alignas(kBytes) C buffer[Lanes<C>::n];
+    store<C>(buffer, splat<C>(neutral));
+    if (p.lead.axes == 1 && from.stride[0] == 1 && rows == Lanes<C>::n) {
+      read_run<C>(from, row, rows, buffer);
+    } else {
+      for (int lane = 0; lane < rows; ++lane) {
+        buffer[lane] = read_one<C>(from, row_start(p.lead, from, row + lane));
+      }
+    }
+    return load<C>(buffer);
+  }
 };
 
+constexpr int64_t kShortRow = 128;  // rows shorter than this share the lanes of a register
 constexpr int kTile = 512;  // steps of a row worked on at a time, in the first-level cache
 
 template <class C>

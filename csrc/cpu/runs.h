@@ -9,69 +9,109 @@
 
 namespace rhovae::RHOVAE_ISA {
 
-constexpr int64_t kShortRow = 64;  // rows shorter than this share the lanes of a register
+// How a tensor holds its values: `load` and `store` move the first `count` lanes of a register.
+template <class C>
+struct AsIs {
+  using Value = C;
+  static RHOVAE_INLINE V<C> load(const C* from, int count) { return load_some<C>(from, count); }
+  static RHOVAE_INLINE void store(C* to, V<C> v, int count) { store_some<C>(to, v, count); }
+};
+// A type narrower than the arithmetic's: half a register, or less of it.
+template <class Narrow, class Value>
+RHOVAE_INLINE Narrow load_narrow(const Value* from, int count) {
+  constexpr int lanes = sizeof(Narrow) / sizeof(Value);
+  Narrow v;
+  if (count >= lanes) {
+    std::memcpy(&v, from, sizeof v);
+  } else {
+    Value values[lanes] = {};
+    copy_some<Value, lanes>(values, from, count);
+    std::memcpy(&v, values, sizeof v);
+  }
+  return v;
+}
+template <class Narrow, class Value>
+RHOVAE_INLINE void store_narrow(Value* to, Narrow v, int count) {
+  constexpr int lanes = sizeof(Narrow) / sizeof(Value);
+  if (count >= lanes) {
+    std::memcpy(to, &v, sizeof v);
+  } else {
+    Value values[lanes];
+    std::memcpy(values, &v, sizeof v);
+    copy_some<Value, lanes>(to, values, count);
+  }
+}
+template <class Half>
+struct AsHalf {
+  using Value = uint16_t;
+  static RHOVAE_INLINE F32 load(const uint16_t* from, int count) {
+    return Half::widen(load_narrow<HalfU16>(from, count));
+  }
+  static RHOVAE_INLINE void store(uint16_t* to, F32 v, int count) {
+    store_narrow(to, Half::narrow(v), count);
+  }
+};
+struct AsSingle {  // float32 under float64
+  using Value = float;
+  static RHOVAE_INLINE F64 load(const float* from, int count) {
+    return __builtin_convertvector(load_narrow<HalfF32>(from, count), F64);
+  }
+  static RHOVAE_INLINE void store(float* to, F64 v, int count) {
+    store_narrow(to, __builtin_convertvector(v, HalfF32), count);
+  }
+};
 
 template <class C>
 constexpr Type kTypeOf = sizeof(C) == 4 ? Type::Float32 : Type::Float64;
 
-RHOVAE_INLINE const char* address(const Operand& from, int64_t start) {
-  return static_cast<const char*>(from.data) + start * size_of(from.type);
+// Calls f(As...{}) for the type's way of holding its values. float64 goes with float64 and float32 alone.
+template <class C, class F>
+RHOVAE_INLINE void with_type(Type type, const F& f) {
+  if (type == kTypeOf<C>) return f(AsIs<C>{});
+  if constexpr (sizeof(C) == 4) {
+    type == Type::BFloat16 ? f(AsHalf<BFloat16>{}) : f(AsHalf<Float16>{});
+  } else {
+    f(AsSingle{});
+  }
+}
+
+// Whole registers are written: up to one of them past `count`, zeros.
+template <class C>
+RHOVAE_INLINE void read_run(const Operand& from, int64_t start, int64_t count, C* to) {
+  constexpr int n = Lanes<C>::n;
+  with_type<C>(from.type, [&](auto as) {
+    const auto* at = static_cast<const typename decltype(as)::Value*>(from.data) + start;
+    for (int64_t k = 0; k < count; k += n) store<C>(to + k, as.load(at + k, static_cast<int>(count - k)));
+  });
 }
 
 template <class C>
 RHOVAE_INLINE C read_one(const Operand& from, int64_t start) {
-  const char* at = address(from, start);
-  switch (from.type) {
-    case Type::Float32:
-      return static_cast<C>(*reinterpret_cast<const float*>(at));
-    case Type::Float64:
-      return static_cast<C>(*reinterpret_cast<const double*>(at));
-    case Type::BFloat16:
-      return static_cast<C>(BFloat16::widen(*reinterpret_cast<const uint16_t*>(at)));
-    case Type::Float16:
-      return static_cast<C>(Float16::widen(*reinterpret_cast<const uint16_t*>(at)));
-  }
-  return C{};
-}
-
-template <class C>
-RHOVAE_INLINE void read_run(const Operand& from, int64_t start, int64_t count, C* to) {
-  const char* at = address(from, start);
-  if constexpr (sizeof(C) == 4) {
-    if (from.type == Type::BFloat16) return widen<BFloat16>(reinterpret_cast<const uint16_t*>(at), to, count);
-    if (from.type == Type::Float16) return widen<Float16>(reinterpret_cast<const uint16_t*>(at), to, count);
-  }
-  if (from.type == kTypeOf<C>) {
-    std::memcpy(to, at, static_cast<size_t>(count) * sizeof(C));
-  } else {
-    for (int64_t k = 0; k < count; ++k) to[k] = static_cast<C>(reinterpret_cast<const float*>(at)[k]);
-  }
+  C value{};
+  with_type<C>(from.type, [&](auto as) {
+    value = as.load(static_cast<const typename decltype(as)::Value*>(from.data) + start, 1)[0];
+  });
+  return value;
 }
 
 // The tensor itself where it is of the arithmetic's type, else the buffer, filled.
 template <class C>
 RHOVAE_INLINE const C* view_run(const Operand& from, int64_t start, int64_t count, C* buffer) {
-  if (from.type == kTypeOf<C>) return reinterpret_cast<const C*>(address(from, start));
+  if (from.type == kTypeOf<C>) return static_cast<const C*>(from.data) + start;
   read_run(from, start, count, buffer);
   return buffer;
 }
 
-RHOVAE_INLINE char* address(const Output& to, int64_t start) {
-  return static_cast<char*>(to.data) + start * size_of(to.type);
-}
-
 template <class C>
 RHOVAE_INLINE void write_run(const Output& to, int64_t start, int64_t count, const C* from) {
-  char* at = address(to, start);
-  if constexpr (sizeof(C) == 4) {
-    if (to.type == Type::BFloat16) return narrow<BFloat16>(from, reinterpret_cast<uint16_t*>(at), count);
-    if (to.type == Type::Float16) return narrow<Float16>(from, reinterpret_cast<uint16_t*>(at), count);
-  }
-  if (to.type == kTypeOf<C>) {
-    std::memcpy(at, from, static_cast<size_t>(count) * sizeof(C));
-  } else {
-    for (int64_t k = 0; k < count; ++k) reinterpret_cast<float*>(at)[k] = static_cast<float>(from[k]);
-  }
+  constexpr int n = Lanes<C>::n;
+  with_type<C>(to.type, [&](auto as) {
+    auto* at = static_cast<typename decltype(as)::Value*>(to.data) + start;
+    for (int64_t k = 0; k < count; k += n) {
+      const int left = static_cast<int>(count - k);
+      as.store(at + k, load_some<C>(from + k, left), left);
+    }
+  });
 }
 
 template <class C>
@@ -83,7 +123,7 @@ RHOVAE_INLINE void write_one(const Output& to, int64_t start, double value) {
 // Where to write a run directly: the tensor itself, or the buffer, which finish_run then converts.
 template <class C>
 RHOVAE_INLINE C* begin_run(const Output& to, int64_t start, C* buffer) {
-  return to.type == kTypeOf<C> ? reinterpret_cast<C*>(address(to, start)) : buffer;
+  return to.type == kTypeOf<C> ? static_cast<C*>(to.data) + start : buffer;
 }
 template <class C>
 RHOVAE_INLINE void finish_run(const Output& to, int64_t start, int64_t count, const C* buffer) {
@@ -96,32 +136,56 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
   for (int64_t k = count; k % Lanes<C>::n != 0; ++k) run[k] = neutral;
 }
 
-// to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others.
+// to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others. Whole blocks of n steps are
+// written: zeros past `steps`.
 template <class C>
 RHOVAE_INLINE void read_across(const Operand& from, const int64_t* start, int rows, int64_t steps, C neutral,
                                C* to) {
   constexpr int n = Lanes<C>::n;
-  alignas(kBytes) C buffer[kShortRow + n];
-  for (int lane = 0; lane < n; ++lane) {
-    if (lane < rows) {
-      const C* run = view_run(from, start[lane], steps, buffer);
-      for (int64_t k = 0; k < steps; ++k) to[k * n + lane] = run[k];
-    } else {
-      for (int64_t k = 0; k < steps; ++k) to[k * n + lane] = neutral;
+  with_type<C>(from.type, [&](auto as) {
+    const auto* at = static_cast<const typename decltype(as)::Value*>(from.data);
+    for (int64_t k = 0; k < steps; k += n) {
+      const int left = static_cast<int>(steps - k);
+      V<C> block[n];
+      if (rows == n && left >= n) {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < n; ++lane) block[lane] = as.load(at + start[lane] + k, n);
+      } else {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < n; ++lane) {
+          block[lane] = lane < rows ? as.load(at + start[lane] + k, left) : splat<C>(neutral);
+        }
+      }
+      transpose<C>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) store<C>(to + (k + i) * n, block[i]);
     }
-  }
+  });
 }
 
 // The converse: rows of `steps` values, one after the other from `start` on.
 template <class C>
 RHOVAE_INLINE void write_across(const Output& to, int64_t start, int rows, int64_t steps, const C* from) {
   constexpr int n = Lanes<C>::n;
-  alignas(kBytes) C buffer[kShortRow + n];
-  for (int lane = 0; lane < rows; ++lane) {
-    C* run = begin_run(to, start + lane * steps, buffer);
-    for (int64_t k = 0; k < steps; ++k) run[k] = from[k * n + lane];
-    finish_run(to, start + lane * steps, steps, buffer);
-  }
+  with_type<C>(to.type, [&](auto as) {
+    auto* at = static_cast<typename decltype(as)::Value*>(to.data) + start;
+    for (int64_t k = 0; k < steps; k += n) {
+      const int left = static_cast<int>(steps - k);
+      V<C> block[n];
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) block[i] = load<C>(from + (k + i) * n);
+      transpose<C>(block);
+      if (rows == n && left >= n) {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < n; ++lane) as.store(at + lane * steps + k, block[lane], n);
+      } else {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < n; ++lane) {
+          if (lane < rows) as.store(at + lane * steps + k, block[lane], left);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace rhovae::RHOVAE_ISA

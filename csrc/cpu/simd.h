@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -16,6 +17,8 @@
 #include "../core/macros.h"
 
 #define RHOVAE_INLINE inline __attribute__((always_inline))
+// For hot loops that need every register: compiled alone, whatever surrounds the call.
+#define RHOVAE_ALONE __attribute__((noinline))
 
 namespace rhovae::RHOVAE_ISA {
 
@@ -26,6 +29,9 @@ using I32 = int32_t __attribute__((vector_size(kBytes)));
 using I64 = int64_t __attribute__((vector_size(kBytes)));
 using U32 = uint32_t __attribute__((vector_size(kBytes)));
 using U64 = uint64_t __attribute__((vector_size(kBytes)));
+// Half a register: what is narrower than the arithmetic's type.
+using HalfU16 = uint16_t __attribute__((vector_size(kBytes / 2)));
+using HalfF32 = float __attribute__((vector_size(kBytes / 2)));
 
 // A type of number and its vector: V of values, I and U of integers as wide, n lanes.
 template <class C>
@@ -64,6 +70,16 @@ RHOVAE_INLINE void store(C* to, V<C> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// The first `count` of up to `size` values, by powers of two: a copy of any length would be a call.
+template <class T, int size>
+RHOVAE_INLINE void copy_some(T* to, const T* from, int count) {
+  if constexpr (size > 1) {
+    constexpr int half = size / 2;
+    if (count & half) std::memcpy(to, from, half * sizeof(T));
+    copy_some<T, half>(to + (count & half), from + (count & half), count);
+  }
+}
+
 // The first `count` lanes, the rest zero: nothing past them is touched.
 template <class C>
 RHOVAE_INLINE V<C> load_some(const C* from, int count) {
@@ -74,9 +90,9 @@ RHOVAE_INLINE V<C> load_some(const C* from, int count) {
   else
     return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), from);
 #else
-  V<C> v{};
-  std::memcpy(&v, from, static_cast<size_t>(count) * sizeof(C));
-  return v;
+  C v[Lanes<C>::n] = {};
+  copy_some<C, Lanes<C>::n>(v, from, count);
+  return load(v);
 #endif
 }
 
@@ -89,7 +105,9 @@ RHOVAE_INLINE void store_some(C* to, V<C> v, int count) {
   else
     _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1u), v);
 #else
-  std::memcpy(to, &v, static_cast<size_t>(count) * sizeof(C));
+  C values[Lanes<C>::n];
+  store(values, v);
+  copy_some<C, Lanes<C>::n>(to, values, count);
 #endif
 }
 
@@ -154,6 +172,27 @@ template <int n>
 struct InterleaveHigh {
   static constexpr int from(int i) { return (i & 1) * n + (n + i) / 2; }
 };
+// Of 2 x 2 blocks of `size` lanes, left and right of two registers, what the transposed rows take.
+template <int n, int size>
+struct LeftBlocks {
+  static constexpr int from(int i) { return i & size ? n + i - size : i; }
+};
+template <int n, int size>
+struct RightBlocks {
+  static constexpr int from(int i) { return i & size ? n + i : i + size; }
+};
+template <class C, int size = Lanes<C>::n / 2>
+RHOVAE_INLINE void transpose(V<C> (&rows)[Lanes<C>::n]) {
+  constexpr int n = Lanes<C>::n;
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    if (i & size) continue;
+    const V<C> upper = rows[i], lower = rows[i + size];
+    rows[i] = shuffle<C, LeftBlocks<n, size>>(upper, lower);
+    rows[i + size] = shuffle<C, RightBlocks<n, size>>(upper, lower);
+  }
+  if constexpr (size > 1) transpose<C, size / 2>(rows);
+}
 template <int lane>
 struct Broadcast {
   static constexpr int from(int) { return lane; }
@@ -202,28 +241,40 @@ RHOVAE_INLINE F64 sqrt_lanes(F64 v) {
 #endif
 }
 
-// Philox over lanes of 64 bits: each holds one counter's word in its low half, and whatever in its high half,
-// which the multiplication ignores. So a round is two multiplications, two shifts and two three-way exclusive
-// ors.
-struct LaneWord {
-  using Word = U64;
-  using Product = U64;
-  static RHOVAE_INLINE U64 multiply(uint32_t multiplier, U64 word) {
-    const U64 m = U64{} + multiplier;
-#if RHOVAE_X86_64_LEVEL == 4
-    return (U64)_mm512_mul_epu32((__m512i)word, (__m512i)m);
-#elif RHOVAE_X86_64_LEVEL == 3
-    return (U64)_mm256_mul_epu32((__m256i)word, (__m256i)m);
-#elif defined(__SSE2__)
-    return (U64)_mm_mul_epu32((__m128i)word, (__m128i)m);
+// Integers to numbers, rounded once. 64 bits wide, few processors can: there the two halves become the low bits
+// of 2^84 and 2^52, and what was too much is subtracted, exactly, before they are added.
+RHOVAE_INLINE F32 to_real(I32 v) { return __builtin_convertvector(v, F32); }
+RHOVAE_INLINE F32 to_real(U32 v) { return __builtin_convertvector(v, F32); }
+#if RHOVAE_X86_64_LEVEL == 4 || defined(__aarch64__)
+RHOVAE_INLINE F64 to_real(I64 v) { return __builtin_convertvector(v, F64); }
+RHOVAE_INLINE F64 to_real(U64 v) { return __builtin_convertvector(v, F64); }
 #else
-    return (word & 0xFFFFFFFFu) * m;
+RHOVAE_INLINE F64 join_parts(U64 high, U64 low, double excess) {
+  const U64 large = (U64)(F64{} + 0x1p84), small = (U64)(F64{} + 0x1p52);
+  return ((F64)(high | large) - excess) + (F64)((low & 0xFFFFFFFFu) | small);
+}
+RHOVAE_INLINE F64 to_real(U64 v) { return join_parts(v >> 32, v, 0x1p84 + 0x1p52); }
+RHOVAE_INLINE F64 to_real(I64 v) {
+  return join_parts(((U64)v >> 32) ^ 0x80000000u, (U64)v, 0x1p84 + 0x1p63 + 0x1p52);
+}
 #endif
-  }
-  static RHOVAE_INLINE U64 high(U64 p) { return p >> 32; }
-  static RHOVAE_INLINE U64 low(U64 p) { return p; }
-  static RHOVAE_INLINE U64 xor3(U64 a, U64 b, uint32_t c) { return a ^ b ^ (U64{} + c); }
-};
+RHOVAE_INLINE F32 small_to_real(I32 v) { return to_real(v); }
+RHOVAE_INLINE F64 small_to_real(I64 v) {  // |v| < 2^51
+  const F64 shift = F64{} + 0x1.8p52;
+  return (F64)((I64)shift + v) - shift;
+}
+
+RHOVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
+#if RHOVAE_X86_64_LEVEL == 4
+  return (U64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif RHOVAE_X86_64_LEVEL == 3
+  return (U64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (U64)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
 
 // Low halves of `even` and `odd`, side by side.
 RHOVAE_INLINE U32 join_words(U64 even, U64 odd) {

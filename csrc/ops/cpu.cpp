@@ -81,7 +81,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward_cpu(const Te
   return ar1_log_prob_backward(dlog_prob, z, mu, scale, rho, logits, log_prob_backward);
 }
 
-static Tensor draw_key(const Tensor&, const std::optional<at::Generator>& generator) {
+static Tensor draw_key(const Tensor&, const std::optional<at::Generator>& generator, bool) {
   auto* drawn_from =
       at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
   Tensor key = at::empty({2}, at::kUInt64);

@@ -31,7 +31,9 @@ static std::string cpu_capability() {
 
 TORCH_LIBRARY(rhovae, m) {
   // The key is drawn by an op of its own; all others are functions of their arguments.
-  m.def("draw_key(Tensor like, Generator? generator=None) -> Tensor", {at::Tag::nondeterministic_seeded});
+  // `on_device`: on like's device, as code that is traced for it needs; else wherever that costs no launch.
+  m.def("draw_key(Tensor like, Generator? generator=None, *, bool on_device=False) -> Tensor",
+        {at::Tag::nondeterministic_seeded});
   m.def(
       "ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int "
       "row_offset, "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import subprocess
 from importlib import metadata
 
 import torch
@@ -24,11 +26,15 @@ def report() -> str:
         f"cpu          {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
         f"instructions {_instruction_set()}",
         f"gpu          {_gpus()}",
+        f"gpu driver   {_driver()}",
         f"build        {_build()}",
         "backends",
     ]
     for name, reason in rhovae_ext.available_backends().items():
         lines.append(f"  {name:<10} {'available' if not reason else 'missing: ' + str(reason)}")
+    if torch.cuda.is_available():
+        reason = rhovae_ext.available_backends("cuda")["native"]
+        lines.append(f"  on cuda    {'native' if not reason else 'native missing: ' + str(reason)}")
     lines.append("optional packages (pip install 'rhovae-ext[train]')")
     for package in _OPTIONAL:
         lines.append(f"  {package:<14} {_version(package)}")
@@ -55,8 +61,23 @@ def _build() -> str:
 def _gpus() -> str:
     if not torch.cuda.is_available():
         return "none visible"
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(names)
+    found = []
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        found.append(f"{torch.cuda.get_device_name(i)} (compute capability {major}.{minor})")
+    return ", ".join(found)
+
+
+def _driver() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "no nvidia-smi on PATH"
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (subprocess.SubprocessError, OSError) as error:
+        return f"nvidia-smi failed: {error}"
+    return ", ".join(dict.fromkeys(printed.split())) or "none"
 
 
 def _version(package: str) -> str:

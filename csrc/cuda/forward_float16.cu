@@ -1,0 +1,6 @@
+// A file for each operation and type, so that they compile side by side.
+#include "forward_of.cuh"
+
+namespace rhovae::cuda {
+template int forward_of<Float16>(const Forward&, const Plan&, DeviceKey, void*, Stream);
+}  // namespace rhovae::cuda
