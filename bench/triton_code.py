@@ -93,8 +93,8 @@ def launches(d: int, dtype: torch.dtype, per_step: bool, rows: int = 8192) -> It
             yield launch
 
 
-def machine_code(launch: Launch, target: int) -> bytes:
-    """The cubin of a launch for sm_<target>."""
+def machine_code(launch: Launch, target: GPUTarget) -> bytes:
+    """What a launch compiles to: a cubin for NVIDIA, an hsaco for AMD."""
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -107,13 +107,14 @@ def machine_code(launch: Launch, target: int) -> bytes:
             signature[parameter.name] = parameter.annotation_type
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": launch.arguments["num_warps"]}
-    code: bytes = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options).asm["cubin"]
+    compiled = triton.compile(source, target=target, options=options)
+    code: bytes = compiled.asm["cubin" if target.backend == "cuda" else "hsaco"]
     return code
 
 
 def cost(launch: Launch, target: int, d: int, dtype: torch.dtype, per_step: bool) -> Cost:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(machine_code(launch, target))
+        file.write(machine_code(launch, GPUTarget("cuda", target, 32)))
         file.flush()
         (kernel,) = read_cubin(Path(file.name), str(_TOOLS / "nvdisasm"), str(_TOOLS / "cuobjdump"))
     rows, steps, warps = (launch.arguments[name] for name in ("ROWS", "STEPS", "num_warps"))

@@ -43,9 +43,9 @@ def scale_of(given, LOGITS: tl.constexpr):
 def correlation_of(given, LOGITS: tl.constexpr):
     """(rho, c, -log c) from the logit or from rho itself; |rho| >= 1 is no correlation and becomes NaN.
 
-    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), log cosh a = |a| + log(1 +
-    t^2) - log 2. None overflows. Far past the last digit of 1 - rho, t is held: c stays a number that the
-    density can divide by.
+    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2) and
+    log cosh a = |a| + log(1 + t^2) - log 2. None of them overflows. Far past the last digit of 1 - rho, t is
+    held: c stays a number that the density can divide by.
     """
     if LOGITS:
         largest: tl.constexpr = 700.0 if given.dtype == tl.float64 else 80.0

@@ -62,9 +62,8 @@ def _pair(word1, word2):
         angle = 6.283185307179586477 * _turns(word2)
         return radius * fast(angle, "cos"), radius * fast(angle, "sin")
     else:
-        return radius * _sine(_turns(word2 + 0x40000000)), radius * _sine(
-            _turns(word2)
-        )  # a quarter turn on: the cosine
+        quarter_turn_on = word2 + 0x40000000
+        return radius * _sine(_turns(quarter_turn_on)), radius * _sine(_turns(word2))
 
 
 @triton.jit

@@ -60,9 +60,10 @@ def ar1(
     z = mu.new_empty(
         [*([] if num_samples is None else [num_samples]), *rows.lead, rows.steps] if sample else [0]
     )
-    divergence = mu.new_empty([*rows.lead, rows.steps] if kl == 2 else [0], dtype=rows.dtype)
     if kl == 1:
         divergence = rows.values()
+    else:
+        divergence = mu.new_empty([*rows.lead, rows.steps] if kl == 2 else [0], dtype=rows.dtype)
     if rows.count > 0:
         rows.add_samples("eps", eps if sample else None)
         noise = {"key": _key(key, mu, sample and eps is None), "row_offset": row_offset}

@@ -80,3 +80,9 @@ def test_no_local_memory(available: None) -> None:
         r for r in rows if (r["target"], r["kernel"], r["d"], r["parameters"]) == (90, "forward", 256, "row")
     )
     assert forward["instructions_per_element"] <= 62
+
+
+@pytest.mark.parametrize(("maker", "kernels"), [("cuda", 26), ("hip", 14)])
+def test_every_option_compiles(available: None, maker: str, kernels: int) -> None:
+    """For NVIDIA and AMD: what the interpreter takes, a compiler may not."""
+    assert run("-m", "tests.triton.every_option", maker) == [{"compiled": kernels}]
