@@ -47,6 +47,12 @@ def _load() -> str | None:
     built_for = str(build_info()["torch"])
     if _series(built_for) != _series(torch.__version__):
         return _other_torch(built_for)
+    lacking = [name for name in _FAKE if not hasattr(torch.ops.rhovae, name)]
+    if lacking:
+        return (
+            f"the compiled module is older than these sources (it has no {', '.join(lacking)}). "
+            f"Rebuild it in the folder of the sources: {REBUILD}"
+        )
     return None
 
 
@@ -138,13 +144,14 @@ def _ar1_log_prob_backward(
     )
 
 
-_FAKE: dict[str, Callable[..., Any]] = {
-    "draw_key": _draw_key,
+_CHAIN: dict[str, Callable[..., Any]] = {
     "ar1": _ar1,
     "ar1_backward": _ar1_backward,
     "ar1_log_prob": _ar1_log_prob,
     "ar1_log_prob_backward": _ar1_log_prob_backward,
 }
+# Every op of the compiled module that traced code may meet.
+_FAKE = {"draw_key": _draw_key, **_CHAIN, **{f"triton_{name}": fake for name, fake in _CHAIN.items()}}
 
 # None where the compiled module is loaded and fits the running torch, else why not and what to run.
 unavailable: str | None = _load()
@@ -156,5 +163,3 @@ if unavailable is None:
     devices = frozenset({"cpu", "cuda"} if build_info()["cuda"] else {"cpu"})
     for _name, _kernel in _FAKE.items():
         torch.library.register_fake(f"rhovae::{_name}", _kernel)
-        if _name != "draw_key":
-            torch.library.register_fake(f"rhovae::triton_{_name}", _kernel)
