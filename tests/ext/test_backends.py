@@ -59,6 +59,16 @@ def test_the_version_of_torch_is_in_the_module_itself() -> None:
     assert native.cpu_capability() in ("avx512", "avx2", "portable")
 
 
+def test_a_module_older_than_the_sources_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.unavailable is not None:
+        pytest.skip(f"native: {native.unavailable}")
+    monkeypatch.setitem(native._FAKE, "an_op_of_tomorrow", native._ar1)
+    reason = native._load()
+    assert reason is not None
+    assert "older than these sources (it has no an_op_of_tomorrow)" in reason
+    assert REBUILD in reason
+
+
 def _copy(folder: Path, library: str | None = None, change: tuple[bytes, bytes] | None = None) -> None:
     """The package in a folder of its own, with or without a compiled module."""
     package = folder / "rhovae_ext"
