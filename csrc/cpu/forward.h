@@ -200,6 +200,11 @@ void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& par
   alignas(64) ShortBuffer<C> mu, eps, out;
   int64_t start[n];
   for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.mu, row + lane);
+  prefetch_rows(p.mu, start, rows, p.steps);
+  if (p.z.data) {
+    prefetch_rows(p.z, row * p.steps, rows * p.steps);
+    eps_across<C>(p, keys, row, rows, 0, eps);
+  }
   read_across<C>(p.mu, start, rows, p.steps, C(0), mu);
 
   if (p.kl_kind != Kl::None) {
@@ -219,7 +224,7 @@ void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& par
   }
   if (!p.z.data) return;
   for (int64_t s = 0; s < p.samples; ++s) {
-    eps_across<C>(p, keys, row, rows, s, eps);
+    if (s > 0) eps_across<C>(p, keys, row, rows, s, eps);
     V<C> x = load<C>(eps);
     store<C>(out, sample(load<C>(mu), t.s[0], x));
     for (int64_t i = n; i < length; i += n) {

@@ -136,6 +136,21 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
   for (int64_t k = count; k % Lanes<C>::n != 0; ++k) run[k] = neutral;
 }
 
+// Asks for short rows early: a group of them is wanted all at once, and drawing its noise takes as long as
+// they take to come.
+RHOVAE_INLINE void prefetch_rows(const Operand& from, const int64_t* start, int rows, int64_t steps) {
+  const int64_t size = size_of(from.type);
+  for (int lane = 0; lane < rows; ++lane) {
+    const char* row = static_cast<const char*>(from.data) + start[lane] * size;
+    for (int64_t i = 0; i < steps * size; i += 64) __builtin_prefetch(row + i);
+  }
+}
+RHOVAE_INLINE void prefetch_rows(const Output& to, int64_t start, int64_t count) {
+  const int64_t size = size_of(to.type);
+  const char* run = static_cast<const char*>(to.data) + start * size;
+  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, 1);
+}
+
 // to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others. Whole blocks of n steps
 // are written: zeros past `steps`.
 template <class C>
