@@ -6,6 +6,7 @@ compute-sanitizer over every kernel, then the benchmark; writes bench/results/<g
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -81,18 +82,19 @@ def main() -> None:
     compiling = [python, "setup.py", "build_ext", "--inplace"]
     steps = [run("build", compiling, BUILD, build, "rhovae-ext: building")]
     if steps[0]["code"] == 0:
-        tests = [
-            python,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "tests/cuda",
-            "tests/ext",
-            "tests/triton",
-        ]
-        steps.append(run("tests on cuda and the CPU", tests, TESTS, environment, r"\d+ (passed|failed)"))
+        tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        if importlib.util.find_spec("xdist"):
+            tests += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+        tests += ["tests/cuda", "tests/ext", "tests/triton"]
+        steps.append(
+            run(
+                "tests on cuda and the CPU",
+                tests,
+                TESTS,
+                {**environment, "OMP_NUM_THREADS": "2"},
+                r"\d+ (passed|failed)",
+            )
+        )
         for tool in ("memcheck", "racecheck"):
             check = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
             check += [python, "-m", "bench.gpu_exercise"]
