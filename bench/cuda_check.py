@@ -7,17 +7,16 @@ passed: instructions an element in the loop over a row that is a warp's and has 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from bench.cuda_sass import KINDS, Kernel, Needs, RowCost, read_cubin, row_cost
+from bench.cuda_sass import KINDS, Kernel, Needs, RowCost, read_cubin, row_cost, tool
 
 BUDGET = {
     "plain_forward_kernel<float, WarpTeam<32> >": 32.0,
@@ -62,11 +61,20 @@ class Reading:
         pairs = ITEMS[self.element] // 2
         return (*needs, ("MUFU.LG2", pairs), ("MUFU.SQRT", pairs), ("MUFU.SIN", pairs), ("MUFU.COS", pairs))
 
+    @cached_property
     def cost(self) -> RowCost | None:
         if "plain" not in self.name:
             return None
         results = 2 if "backward" in self.name else 1
         return row_cost(self.kernel, self.needs(), (("STG", results),))
+
+    def per_element(self, cost: RowCost) -> float:
+        """Instructions an element in the loop over a row."""
+        return len(cost.tile) / ITEMS[self.element]
+
+    def whole_row(self, cost: RowCost) -> float:
+        """The same with what a warp spends beside the loop, for a row of STEPS."""
+        return self.per_element(cost) + len(cost.beside) * 32 / STEPS
 
     def faults(self) -> list[str]:
         found = []
@@ -82,26 +90,14 @@ class Reading:
         if self.element != "double" and kernel.doubles:
             found.append(f"double precision: {', '.join(sorted(set(kernel.doubles)))}")
         if self.name in BUDGET:
-            cost = self.cost()
+            cost = self.cost
             if cost is None:
                 found.append("its loop over a row was not recognised in the machine code")
-            elif len(cost.tile) / ITEMS[self.element] > BUDGET[self.name]:
-                instructions = len(cost.tile) / ITEMS[self.element]
-                found.append(f"{instructions} instructions an element, the budget is {BUDGET[self.name]}")
+            elif self.per_element(cost) > BUDGET[self.name]:
+                found.append(
+                    f"{self.per_element(cost)} instructions an element, the budget is {BUDGET[self.name]}"
+                )
         return [f"sm_{self.architecture} {self.name}: {fault}" for fault in found]
-
-
-def tool(name: str) -> str:
-    """The program on PATH, or the one that Triton's package carries."""
-    found = shutil.which(name)
-    if found:
-        return found
-    spec = importlib.util.find_spec("triton")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "backends" / "nvidia" / "bin" / name
-        if path.is_file():
-            return str(path)
-    raise SystemExit(f"cuda_check: {name} is needed to read machine code. Run: pip install triton")
 
 
 def read(module: Path) -> list[Reading]:
@@ -114,7 +110,7 @@ def read(module: Path) -> list[Reading]:
         for cubin in sorted(Path(folder).glob("*.cubin")):
             architecture = re.search(r"sm_(\d+)", cubin.name)
             if architecture:
-                kernels = read_cubin(cubin, tool("nvdisasm"), tool("cuobjdump"))
+                kernels = read_cubin(cubin)
                 readings += [Reading(architecture[1], kernel) for kernel in kernels]
     return sorted(readings, key=lambda reading: (int(reading.architecture), reading.name))
 
@@ -147,21 +143,20 @@ def costs(readings: list[Reading]) -> list[str]:
     ]
     lines = [_row(head), "|---" * len(head) + "|"]
     for r in readings:
-        cost = r.cost()
+        cost = r.cost
         if cost is None:
             continue
-        items = ITEMS[r.element]
-        by_kind = [f"{cost.kinds[kind] / items:.2f}" for kind in kinds]
-        whole = len(cost.tile) / items + len(cost.beside) * 32 / STEPS
+        counted = cost.kinds
+        by_kind = [f"{counted[kind] / ITEMS[r.element]:.2f}" for kind in kinds]
         lines.append(
             _row(
                 [
                     f"`{r.name}`",
                     r.architecture,
-                    f"{len(cost.tile) / items:.2f}",
+                    f"{r.per_element(cost):.2f}",
                     BUDGET.get(r.name, "-"),
                     *by_kind,
-                    f"{whole:.1f}",
+                    f"{r.whole_row(cost):.1f}",
                 ]
             )
         )
@@ -178,12 +173,11 @@ def predictions(readings: list[Reading]) -> list[str]:
     ]
     lines = [_row(head), "|---" * len(head) + "|"]
     for r in readings:
-        cost = r.cost() if r.architecture == "90" and "WarpTeam<32>" in r.name else None
+        cost = r.cost if r.architecture == "90" and "WarpTeam<32>" in r.name else None
         if cost is None:
             continue
         moved = (3 if "backward" in r.name else 2) * SIZES[r.element]
-        whole = len(cost.tile) / ITEMS[r.element] + len(cost.beside) * 32 / STEPS
-        issue = 1e12 * whole / (MULTIPROCESSORS * LANES_PER_CLOCK * CLOCK)
+        issue = 1e12 * r.whole_row(cost) / (MULTIPROCESSORS * LANES_PER_CLOCK * CLOCK)
         floor = 1e12 * moved / BANDWIDTH
         bound = "memory" if floor >= issue else "instructions"
         lines.append(_row([f"`{r.name}`", moved, f"{floor:.2f}", f"{issue:.2f}", bound]))

@@ -7,7 +7,9 @@ sines of the noise, shuffles of the scan, reads and writes of 16 bytes at once.
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -170,12 +172,27 @@ def demangle(names: Iterable[str]) -> dict[str, str]:
     return dict(zip(mangled, done.stdout.splitlines(), strict=True))
 
 
-def read_cubin(cubin: Path, nvdisasm: str, cuobjdump: str) -> list[Kernel]:
+def tool(name: str) -> str:
+    """The program on PATH, or the one that Triton's package carries."""
+    found = shutil.which(name)
+    if found:
+        return found
+    spec = importlib.util.find_spec("triton")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "backends" / "nvidia" / "bin" / name
+        if path.is_file():
+            return str(path)
+    raise SystemExit(f"{name} is needed to read machine code. Run: pip install triton")
+
+
+def read_cubin(cubin: Path) -> list[Kernel]:
     """Every kernel of a cubin."""
-    listing = subprocess.run([nvdisasm, "-c", cubin], capture_output=True, text=True, check=True).stdout
-    usage = subprocess.run(
-        [cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
+
+    def printed(name: str, *options: str) -> str:
+        command = [tool(name), *options, str(cubin)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    listing, usage = printed("nvdisasm", "-c"), printed("cuobjdump", "--dump-resource-usage")
     resources: Mapping[str, dict[str, int]] = {
         name: {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", numbers)}
         for name, numbers in re.findall(r"Function (\S+?):\n\s*(.*)", usage)

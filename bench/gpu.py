@@ -25,7 +25,7 @@ import rhovae_ext
 from bench import hardware
 from bench.memory import BOTH, FORWARD
 from bench.peers import COPY, DIAGONAL, KERNEL, Peer, diagonal, output_gradients, peers
-from bench.report import unused_stem
+from bench.report import save, unused_stem
 from bench.timing import Call, Quantiles, interleaved
 
 Outputs = Callable[[], tuple[Tensor, ...]]
@@ -262,7 +262,6 @@ def write(
         "steps": steps,
         "results": [{**asdict(r), **rate} for r, rate in zip(results, rates, strict=True)],
     }
-    paths[0].write_text(json.dumps(record, indent=1) + "\n")
     lines = [
         f"# {machine['gpu']}",
         "",
@@ -277,7 +276,7 @@ def write(
         f"![time per element]({paths[2].name})",
         "",
     ]
-    paths[1].write_text("\n".join(lines))
+    save(stem, "\n".join(lines), record)
     plot(results, str(machine["gpu"]), paths[2])
     return paths
 

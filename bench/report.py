@@ -194,10 +194,16 @@ def unused_stem(folder: Path, stem: str) -> Path:
         number += 1
 
 
+def save(stem: Path, text: str, record: dict[str, Any]) -> None:
+    """The figures as JSON and what they say as Markdown, beside each other."""
+    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=1) + "\n")
+    stem.with_name(stem.name + ".md").write_text(text)
+
+
 def write(results: list[Result], hardware: dict[str, Any], command: str, stem: Path) -> list[Path]:
     paths = [stem.with_name(stem.name + suffix) for suffix in (".json", ".md", ".png")]
     record = {"command": command, "hardware": hardware, "results": [result.as_json() for result in results]}
-    paths[0].write_text(json.dumps(record, indent=1) + "\n")
-    paths[1].write_text(markdown(results, hardware, command) + f"\n![time per element]({paths[2].name})\n")
+    text = markdown(results, hardware, command) + f"\n![time per element]({paths[2].name})\n"
+    save(stem, text, record)
     plot(results, f"{hardware['cpu']}, {hardware['instruction_set']}", paths[2])
     return paths

@@ -7,7 +7,6 @@ python -m bench.sweep --quick           float32 alone, fewer lengths, no files
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -175,8 +174,7 @@ def main() -> None:
     stem = report.unused_stem(RESULTS, f"sweep-{hardware.host_class(machine)}-{date.today().isoformat()}")
     record = {"command": command, "hardware": machine, "points": [asdict(point) for point in points]}
     picture = stem.with_name(stem.name + ".png")
-    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=1) + "\n")
-    stem.with_name(stem.name + ".md").write_text(f"{text}\n![time per element]({picture.name})\n")
+    report.save(stem, f"{text}\n![time per element]({picture.name})\n", record)
     plot(points, f"{machine['cpu']}, {machine['instruction_set']}", picture)
     print(f"wrote {stem}.json, .md, .png")
 

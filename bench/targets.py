@@ -6,7 +6,6 @@ python -m bench.targets            the table; writes it beside the other results
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -197,8 +196,7 @@ def main() -> None:
     folder = sweep.RESULTS
     stem = report.unused_stem(folder, f"targets-{hardware.host_class(machine)}-{date.today().isoformat()}")
     record = {"command": command, "hardware": machine, "targets": [asdict(target) for target in targets]}
-    stem.with_name(stem.name + ".json").write_text(json.dumps(record, indent=1) + "\n")
-    stem.with_name(stem.name + ".md").write_text(text)
+    report.save(stem, text, record)
     print(f"wrote {stem}.json, .md")
 
 

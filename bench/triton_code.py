@@ -33,7 +33,6 @@ TARGETS = (80, 90)
 LENGTHS = (10, 64, 256, 1024, 4096, 10_000)
 # Of the CUDA kernels: a whole row of 256 on sm_90, one rho a row (bench/results/cuda-budget.md).
 CUDA = {"forward": 51.9, "backward": 63.9}
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _POINTER = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -116,7 +115,7 @@ def cost(launch: Launch, target: int, d: int, dtype: torch.dtype, per_step: bool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(machine_code(launch, GPUTarget("cuda", target, 32)))
         file.flush()
-        (kernel,) = read_cubin(Path(file.name), str(_TOOLS / "nvdisasm"), str(_TOOLS / "cuobjdump"))
+        (kernel,) = read_cubin(Path(file.name))
     rows, steps, warps = (launch.arguments[name] for name in ("ROWS", "STEPS", "num_warps"))
     counted = [i for i in kernel.instructions if i.opcode != "NOP"]
     return Cost(
