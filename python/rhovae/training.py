@@ -30,12 +30,13 @@ from rhovae.checkpoints import (
 )
 from rhovae.config import ConfigError, TrainConfig
 from rhovae.data import BatchSampler, ImageBatch, ImageData, batch_loader, scale_pixels
-from rhovae.models import VAE, bernoulli_log_likelihood, make_model
+from rhovae.models import VAE, bernoulli_log_likelihood
 from rhovae.objectives import Objective, free_bits, mmd, negative_elbo
 from rhovae.posteriors import Posterior
 from rhovae.registry import unknown_name
 from rhovae.runs import Run, write_atomically
 from rhovae.trouble import first_not_finite, stop
+from rhovae.weights import model_of
 
 HISTORY_FIELDS = (
     "epoch",
@@ -360,16 +361,7 @@ def build_model(config: TrainConfig, data: ImageData) -> VAE:
     # the weights must not depend on what was drawn before
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return make_model(
-            config.model,
-            data.image_shape,
-            config.latent_dim,
-            config.posterior,
-            hidden=config.hidden,
-            backend=config.backend,
-            encoder=config.encoder,
-            decoder=config.decoder,
-        )
+        return model_of(config, data.image_shape)
 
 
 def load_model(run: Run, config: TrainConfig, data: ImageData) -> VAE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ def save_model(model: VAE, config: TrainConfig, result: dict[str, Any], folder: 
     write_atomically(folder / CARD, _card(model, config, result).encode())
 
 
+def model_of(config: TrainConfig, image_shape: Sequence[int]) -> VAE:
+    """The model that a config describes, with weights drawn anew."""
+    return make_model(
+        config.model,
+        image_shape,
+        config.latent_dim,
+        config.posterior,
+        hidden=config.hidden,
+        backend=config.backend,
+        encoder=config.encoder,
+        decoder=config.decoder,
+    )
+
+
 def load_vae(path: str | Path) -> VAE:
     """The model in a ``model.safetensors``, or in the folder that holds one, ready to use.
 
@@ -59,16 +74,7 @@ def load_vae(path: str | Path) -> VAE:
     if "config" not in metadata or "image_shape" not in metadata:
         raise RunError(f"{file} does not say which model it is: it was not written by rhovae")
     config = make_config(json.loads(metadata["config"]), str(file))
-    model = make_model(
-        config.model,
-        json.loads(metadata["image_shape"]),
-        config.latent_dim,
-        config.posterior,
-        hidden=config.hidden,
-        backend=config.backend,
-        encoder=config.encoder,
-        decoder=config.decoder,
-    )
+    model = model_of(config, json.loads(metadata["image_shape"]))
     model.to(next(iter(weights.values())).dtype)
     load_weights(model, weights, file)
     return model.eval()
