@@ -25,7 +25,7 @@ from .chain import (
 )
 from .forward import innovation, noise
 from .launch import INTEGERS
-from .tiles import load, place, row_starts, row_sum, store
+from .tiles import along, load, place, row_starts, row_sum, store
 
 
 @triton.jit
@@ -106,9 +106,10 @@ def backward(
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN
-    scale_align: tl.constexpr = ALIGN if SCALE_STEP else 1
-    scale_start = row_starts(row, inner, scale_outer, scale_inner, 0, AXES, scale_align)
-    s, _ = scale_of(load(scale, scale_start, step, steps, valid, 1.0, SCALE_STEP, DOUBLE), LOGITS)
+    given = along(
+        scale, scale_outer, scale_inner, row, inner, step, steps, valid, 1.0, SCALE_STEP, AXES, ALIGN, DOUBLE
+    )
+    s, _ = scale_of(given, LOGITS)
     rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
     r, c, _ = correlation_of(load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE), LOGITS)
 
@@ -166,11 +167,11 @@ def backward(
     kl_by_scale = tl.zeros((ROWS, 1), real)
     kl_by_logit = tl.zeros((ROWS, 1), real)
     if dkl is not None:
-        dkl_align: tl.constexpr = ALIGN if DKL_STEP else 1
-        dkl_start = row_starts(row, inner, dkl_outer, dkl_inner, 0, AXES, dkl_align)
-        h = load(dkl, dkl_start, step, steps, valid, 0.0, DKL_STEP, DOUBLE)
-        mu_start = row_starts(row, inner, mu_outer, mu_inner, 0, AXES, ALIGN)
-        by_mu += h * load(mu, mu_start, step, steps, valid, 0.0, True, DOUBLE)
+        h = along(
+            dkl, dkl_outer, dkl_inner, row, inner, step, steps, valid, 0.0, DKL_STEP, AXES, ALIGN, DOUBLE
+        )
+        mean = along(mu, mu_outer, mu_inner, row, inner, step, steps, valid, 0.0, True, AXES, ALIGN, DOUBLE)
+        by_mu += h * mean
         kl_by_scale = h * ((s - 1.0) * (s + 1.0) if LOGITS else s - 1.0 / s)
         kl_by_logit = h * r
 
@@ -223,9 +224,10 @@ def adjoint_totals(
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN
-    scale_align: tl.constexpr = ALIGN if SCALE_STEP else 1
-    scale_start = row_starts(row, inner, scale_outer, scale_inner, 0, AXES, scale_align)
-    s, _ = scale_of(load(scale, scale_start, step, steps, valid, 1.0, SCALE_STEP, DOUBLE), LOGITS)
+    given = along(
+        scale, scale_outer, scale_inner, row, inner, step, steps, valid, 1.0, SCALE_STEP, AXES, ALIGN, DOUBLE
+    )
+    s, _ = scale_of(given, LOGITS)
     rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
     r, _, _ = correlation_of(load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE), LOGITS)
     following = rho_of_next(rho, rho_start, step, steps, valid, r, LOGITS, RHO_STEP, DOUBLE)

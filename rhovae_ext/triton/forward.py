@@ -11,7 +11,7 @@ import triton.language as tl
 from .chain import at_column, carry_into, correlation_of, scale_of, scan
 from .launch import INTEGERS
 from .noise import normals
-from .tiles import load, place, row_starts, row_sum, store
+from .tiles import along, load, place, row_starts, row_sum, store
 
 
 @triton.jit
@@ -89,16 +89,15 @@ def forward(
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN
-    mean = load(
-        mu, row_starts(row, inner, mu_outer, mu_inner, 0, AXES, ALIGN), step, steps, valid, 0.0, True, DOUBLE
+    mean = along(mu, mu_outer, mu_inner, row, inner, step, steps, valid, 0.0, True, AXES, ALIGN, DOUBLE)
+    given = along(
+        scale, scale_outer, scale_inner, row, inner, step, steps, valid, 1.0, SCALE_STEP, AXES, ALIGN, DOUBLE
     )
-    scale_align: tl.constexpr = ALIGN if SCALE_STEP else 1
-    scale_start = row_starts(row, inner, scale_outer, scale_inner, 0, AXES, scale_align)
-    s, log_s = scale_of(load(scale, scale_start, step, steps, valid, 1.0, SCALE_STEP, DOUBLE), LOGITS)
-    rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
-    r, c, minus_log_c = correlation_of(
-        load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE), LOGITS
+    s, log_s = scale_of(given, LOGITS)
+    given = along(
+        rho, rho_outer, rho_inner, row, inner, step - 1, steps - 1, valid, 0.0, RHO_STEP, AXES, 1, DOUBLE
     )
+    r, c, minus_log_c = correlation_of(given, LOGITS)
 
     if z is not None:
         sample = first_sample + tl.program_id(1)
@@ -156,8 +155,10 @@ def totals(
     row, step, chunk = place(chunks, CHUNKED, ROWS, STEPS)
     valid = row < rows
     steps *= ALIGN
-    rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
-    r, c, _ = correlation_of(load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE), LOGITS)
+    given = along(
+        rho, rho_outer, rho_inner, row, inner, step - 1, steps - 1, valid, 0.0, RHO_STEP, AXES, 1, DOUBLE
+    )
+    r, c, _ = correlation_of(given, LOGITS)
     sample = first_sample + tl.program_id(1)
     eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
     e = noise(eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE)

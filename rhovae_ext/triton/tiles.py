@@ -61,6 +61,28 @@ def load(
 
 
 @triton.jit
+def along(
+    tensor,
+    outer_stride,
+    inner_stride,
+    row,
+    inner,
+    step,
+    count,
+    valid,
+    other: tl.constexpr,
+    STEP: tl.constexpr,
+    AXES: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DOUBLE: tl.constexpr,
+):
+    """`load` of an operand without samples, from where its rows begin; one value a row is never aligned."""
+    align: tl.constexpr = ALIGN if STEP else 1
+    start = row_starts(row, inner, outer_stride, inner_stride, 0, AXES, align)
+    return load(tensor, start, step, count, valid, other, STEP, DOUBLE)
+
+
+@triton.jit
 def store(tensor, start, step, count, valid, value):
     """Writes a tile in the tensor's type; steps outside [0, count) are left alone."""
     tl.store(
