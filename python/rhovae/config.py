@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from rhovae.data import DATASETS
 from rhovae.models import MODELS
@@ -37,6 +37,9 @@ class TrainConfig:
     decoder: str | None = _setting(None, "decoder of your own in its place, as package.module:Name")
     posterior: str = _setting("rho", "posterior: {posteriors}")
     latent_dim: int = _setting(10, "latent dimensions d")
+    latent_order: int | None = _setting(
+        None, "seed of a fixed random order in which the decoder reads the latents (default: as they come)"
+    )
     epochs: int = _setting(100, "passes over the training data")
     batch_size: int = _setting(128, "rows of a step, over all processes together")
     learning_rate: float = _setting(1e-3, "Adam's learning rate")
@@ -59,6 +62,7 @@ class TrainConfig:
         for name, least in (
             ("hidden", 1),
             ("latent_dim", 1),
+            ("latent_order", 0),
             ("epochs", 1),
             ("batch_size", 1),
             ("seed", 0),
@@ -66,8 +70,9 @@ class TrainConfig:
             ("threads", 0),
             ("checkpoint_every", 0),
         ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
         for name in ("beta", "kl_warmup", "free_bits", "mmd"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):
@@ -104,10 +109,9 @@ def make_config(settings: Mapping[str, Any], origin: str) -> TrainConfig:
 
 
 def _convert(name: str, value: Any, kind: Any, origin: str) -> Any:
-    if kind in (str | None, float | None):
-        if value is None:
-            return None
-        kind = str if kind == str | None else float
+    if value is None and kind != _type_of(kind):
+        return None
+    kind = _type_of(kind)
     # YAML 1.1 reads 1e-3 as text and `32` as a number
     try:
         if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
@@ -115,6 +119,11 @@ def _convert(name: str, value: Any, kind: Any, origin: str) -> Any:
         return kind(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{origin}: {name} must be of type {kind.__name__}, got {value!r}") from None
+
+
+def _type_of(hint: Any) -> Any:
+    """The type of a setting's values other than None."""
+    return next(iter(get_args(hint)), hint)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -153,7 +162,7 @@ def add_flags(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = (
     for setting in fields(TrainConfig):
         if setting.name in leave_out:
             continue
-        kind = {float | None: float, str | None: str}.get(hints[setting.name], hints[setting.name])
+        kind = _type_of(hints[setting.name])
         default = defaults.get(setting.name, setting.default)
         shown = "" if default is None else f" (default: {default})"
         group.add_argument(

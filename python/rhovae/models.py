@@ -36,7 +36,14 @@ class VAE(nn.Module):
         decoder: z ``(n, d)`` to logits ``(n, *image_shape)``.
         image_shape: of one image, such as ``(1, 28, 28)``.
         objective: what training minimises unless its settings say otherwise (default: the negative ELBO).
+        latent_order: the order in which the decoder reads the latents, a permutation of 0 .. d-1 (default: as
+            they come). It belongs to the state that is saved.
+
+    Raises:
+        ValueError: latent_order is no such permutation.
     """
+
+    latent_order: Tensor | None
 
     def __init__(
         self,
@@ -45,13 +52,20 @@ class VAE(nn.Module):
         decoder: nn.Module,
         image_shape: Sequence[int],
         objective: Objective | None = None,
+        latent_order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if latent_order is not None and sorted(latent_order) != list(range(head.latent_dim)):
+            raise ValueError(
+                f"{type(self).__name__}: latent_order must have each of 0 .. {head.latent_dim - 1} once, got "
+                f"{list(latent_order)}"
+            )
         self.objective = objective or Objective()
         self.encoder = encoder
         self.head = head
         self.decoder = decoder
         self.image_shape = tuple(image_shape)
+        self.register_buffer("latent_order", None if latent_order is None else torch.tensor(latent_order))
 
     @property
     def latent_dim(self) -> int:
@@ -69,7 +83,10 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the pixels, ``(..., d)`` to ``(..., *image_shape)``."""
-        logits: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
+        rows = z.reshape(-1, z.shape[-1])
+        if self.latent_order is not None:
+            rows = rows[:, self.latent_order]
+        logits: Tensor = self.decoder(rows)
         return logits.reshape(*z.shape[:-1], *self.image_shape)
 
     def forward(self, x: Tensor, *, key: Key | None = None, row_offset: int = 0) -> ELBOTerms:
@@ -179,6 +196,7 @@ def make_model(
     backend: str | None = None,
     encoder: str | None = None,
     decoder: str | None = None,
+    latent_order: int | None = None,
 ) -> VAE:
     """The model registered as ``name`` with the posterior of that name.
 
@@ -186,6 +204,7 @@ def make_model(
         encoder: import path ``package.module:Name`` of a class, called with ``image_shape``, to use instead:
             images ``(batch, *image_shape)`` to features ``(batch, any)``.
         decoder: the same, called with ``latent_dim, image_shape``: z ``(n, d)`` to logits.
+        latent_order: seed of a random order in which the decoder reads the latents (default: as they come).
 
     Raises:
         ValueError: an unknown name (the message lists the known), or networks that do not fit.
@@ -197,4 +216,11 @@ def make_model(
     if decoder is not None:
         networks = networks._replace(decoder=own_decoder(decoder, image_shape, latent_dim))
     head = make_posterior(posterior, networks.features, latent_dim, backend=backend)
-    return VAE(networks.encoder, head, networks.decoder, image_shape, objective)
+    order = None if latent_order is None else random_order(latent_dim, latent_order)
+    return VAE(networks.encoder, head, networks.decoder, image_shape, objective, order)
+
+
+def random_order(d: int, seed: int) -> list[int]:
+    """A permutation of 0 .. d-1, a function of the seed alone."""
+    order: list[int] = torch.randperm(d, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -49,6 +50,7 @@ def model_of(config: TrainConfig, image_shape: Sequence[int]) -> VAE:
         backend=config.backend,
         encoder=config.encoder,
         decoder=config.decoder,
+        latent_order=config.latent_order,
     )
 
 
@@ -75,7 +77,7 @@ def load_vae(path: str | Path) -> VAE:
         raise RunError(f"{file} does not say which model it is: it was not written by rhovae")
     config = make_config(json.loads(metadata["config"]), str(file))
     model = model_of(config, json.loads(metadata["image_shape"]))
-    model.to(next(iter(weights.values())).dtype)
+    model.to(next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32))
     load_weights(model, weights, file)
     return model.eval()
 

@@ -38,9 +38,12 @@ def test_flags_not_given_leave_no_trace() -> None:
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    config = TrainConfig(posterior="ar1", data_dir="x", learning_rate=3e-5)
-    write_yaml(config, tmp_path / "c.yaml")
-    assert resolve(tmp_path / "c.yaml", {}) == config
+    for config in (
+        TrainConfig(posterior="ar1", data_dir="x", learning_rate=3e-5),
+        TrainConfig(latent_order=3, beta=2.0),
+    ):
+        write_yaml(config, tmp_path / "c.yaml")
+        assert resolve(tmp_path / "c.yaml", {}) == config
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         ("epochs: 1.5", "epochs must be of type int, got 1.5"),
         ("epochs: true", "epochs must be of type int"),
         ("epochs: 0", "epochs must be at least 1, got 0"),
+        ("latent_order: -1", "latent_order must be at least 0, got -1"),
+        ("latent_order: [1, 0]", r"latent_order must be of type int, got \[1, 0\]"),
         ("posterior: rh", r"unknown posterior 'rh' \(did you mean 'rho'\?\); known: diag, iso, rho, ar1"),
         ("dataset: cifar", "unknown data set 'cifar'; known: digits, fashion-mnist, mnist"),
         ("precision: half", "unknown precision 'half'; known: 32"),

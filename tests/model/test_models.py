@@ -144,25 +144,24 @@ def test_any_encoder_and_decoder() -> None:
     assert model(images(4)).kl.shape == (4,)
 
 
-class Reorder(nn.Module):
-    """A fixed permutation of the latents."""
-
-    def __init__(self, order: Tensor) -> None:
-        super().__init__()
-        self.order = order
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z[..., self.order]
-
-
 def test_a_permutation_of_the_latents_is_another_name_for_the_same_model() -> None:
-    order = torch.tensor([2, 0, 3, 1])
-    plain, permuted = (make_model("vanilla", SHAPE, 4, "ar1", hidden=16).double() for _ in range(2))
-    permuted.load_state_dict(plain.state_dict())
+    plain, permuted = (
+        make_model("vanilla", SHAPE, 6, "ar1", hidden=16, latent_order=seed).double() for seed in (None, 1)
+    )
+    order = permuted.latent_order
+    assert order is not None
+    assert sorted(order.tolist()) == list(range(6)) != order.tolist()
+
+    def inverse(columns: Tensor) -> Tensor:
+        return columns[:, order.argsort()]
+
+    permuted.load_state_dict(plain.state_dict(), strict=False)
+    first, permuted_first = (m.decoder[0] for m in (plain, permuted))  # type: ignore[index]
     with torch.no_grad():
-        first = plain.decoder[0]  # type: ignore[index]
-        first.weight.copy_(first.weight[:, order.argsort()])
-    permuted.decoder = nn.Sequential(Reorder(order), permuted.decoder)
+        first.weight.copy_(inverse(permuted_first.weight))
+    z = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(plain.decode(z), permuted.decode(z))
+    assert not torch.allclose(plain.decode(z), plain.decode(z[:, order]))
     x = images(8).double()
     optimizers = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in (plain, permuted)]
     for step in range(5):
@@ -171,6 +170,17 @@ def test_a_permutation_of_the_latents_is_another_name_for_the_same_model() -> No
             loss = negative_elbo(*model(x, key=(3, step << 32)))
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
             losses.append(loss)
         torch.testing.assert_close(*losses)
+        for (name, a), b in zip(plain.named_parameters(), permuted.parameters(), strict=True):
+            assert b.grad is not None
+            torch.testing.assert_close(a.grad, inverse(b.grad) if a is first.weight else b.grad, msg=name)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 1, 1, 2], [1, 2, 3, 4], [0, 1, 2, 3, 4]])
+def test_an_order_that_is_no_permutation_is_refused(order: list[int]) -> None:
+    head = make_posterior("ar1", 8, 4)
+    with pytest.raises(ValueError, match=r"VAE: latent_order must have each of 0 \.\. 3 once, got \["):
+        VAE(nn.Identity(), head, nn.Identity(), SHAPE, latent_order=order)

@@ -11,7 +11,7 @@ import torch
 from rhovae.checkpoints import load_weights
 from rhovae.commands import main
 from rhovae.data import load_dataset
-from rhovae.models import make_model
+from rhovae.models import make_model, random_order
 from rhovae.runs import Run, RunError
 from rhovae.training import load_model
 from rhovae.weights import load_vae
@@ -42,6 +42,22 @@ def test_round_trip_without_the_data(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert main(["sample", "--from", "r", "--count", "9", "--out", "pictures"]) == 0
     assert [p.name for p in Path("pictures").iterdir()] == ["samples.png"]
     assert matplotlib.image.imread("pictures/samples.png").std() > 0.01
+
+
+def test_the_order_of_the_latents_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL, "--latent-order", "7", "--out", "r"]) == 0
+    again = load_vae("r")
+    assert again.latent_order is not None
+    assert again.latent_order.tolist() == random_order(4, 7)
+    trained = load_model(Run.open(Path("r")), Run.open(Path("r")).config(), load_dataset("digits"))
+    z = torch.randn(3, 4)
+    assert torch.equal(trained.decode(z), again.decode(z))
+    assert "latent_order: 7" in Path("r/README.md").read_text()
+    # without it, neither the file nor the card knows of one
+    assert main(["train", *SMALL, "--out", "plain"]) == 0
+    assert "latent_order" not in Path("plain/README.md").read_text()
+    assert "latent_order" not in load_vae("plain").state_dict()
 
 
 def test_card_says_what_it_is(run: Run) -> None:
