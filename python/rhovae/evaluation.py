@@ -46,7 +46,7 @@ def evaluate(
     *,
     iwae_samples: int = 64,
     seed: int = 0,
-    batch_size: int = 100,
+    batch_size: int = 25,
     chunk: int = 16,
     training_batch: int = 128,
 ) -> Metrics:

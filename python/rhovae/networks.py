@@ -61,7 +61,8 @@ def dcgan(image_shape: Sequence[int], latent_dim: int, hidden: int, width: int =
         *_block(nn.Conv2d(channels, width, 4, 2, 1), width),
         *_block(nn.Conv2d(width, width, 3, 1, 1), width),
         *_block(nn.Conv2d(width, 2 * width, 4, 2, 1), 2 * width),
-        *_block(nn.Conv2d(2 * width, 2 * width, 3, 1, 1), 2 * width),
+        # the dense layer adds up thousands of these: at their usual size one step of Adam moves log_s by tens
+        *_block(nn.Conv2d(2 * width, 2 * width, 3, 1, 1), 2 * width, scale=0.05),
         nn.Flatten(),
         nn.Linear(2 * width * rows * columns, hidden),
     )
@@ -76,11 +77,17 @@ def dcgan(image_shape: Sequence[int], latent_dim: int, hidden: int, width: int =
         *_block(nn.ConvTranspose2d(width, width // 2, 4, 2, 1), width // 2),
         nn.ConvTranspose2d(width // 2, channels, 3, 1, 1),
     )
+    for half in (encoder, decoder):
+        # a seventh quicker, on the CPU too
+        half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Networks(encoder, hidden, decoder)
 
 
-def _block(convolution: nn.Module, channels: int) -> tuple[nn.Module, ...]:
-    return convolution, nn.ReLU(), nn.BatchNorm2d(channels)
+def _block(convolution: nn.Module, channels: int, scale: float = 1.0) -> tuple[nn.Module, ...]:
+    """Channels that begin with the standard deviation ``scale``."""
+    norm = nn.BatchNorm2d(channels)
+    nn.init.constant_(norm.weight, scale)
+    return convolution, nn.ReLU(), norm
 
 
 def _quartered(image_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from rhovae.commands import main
+from rhovae.data import load_dataset
 from rhovae.models import MODELS, make_model
 from rhovae.objectives import Objective, negative_elbo
 from rhovae.posteriors import POSTERIORS
@@ -84,6 +86,21 @@ def test_dcgan_layers_are_the_papers() -> None:
     assert layers == [((64, 1), 4, 2), ((64, 64), 3, 1), ((128, 64), 4, 2), ((128, 128), 3, 1)]
     dense = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)]
     assert dense == [(1024, 128 * 49), (20, 1024), (1024, 10), (128 * 49, 1024)]
+
+
+@pytest.mark.parametrize("posterior", ["diag", "ar1"])
+def test_dcgan_begins_with_small_steps(posterior: str) -> None:
+    torch.manual_seed(0)
+    digits = load_dataset("digits").train
+    model = make_model("info", (1, 28, 28), 10, posterior)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for step in range(6):
+        x = F.interpolate(digits.pixels(slice(32 * step, 32 * step + 32)), size=28)
+        # beyond 44 its square overflows in float32; a step too large takes it to 10 at once, soon to 30
+        assert model.encode(x).log_s.abs().max() < 6, step
+        optimizer.zero_grad()
+        negative_elbo(*model(x, key=(0, step << 32))).backward()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("name", ["cnn", "info"])
