@@ -3,8 +3,8 @@
 #include "macros.h"
 
 // From what the caller gives, (s, rho) or (log s, a) with rho = tanh(a), to what the chain needs.
-// M supplies exp, log, sqrt, abs, copysign, at_most, kLargestLogit and invalid_unless_positive (NaN where v
-// <= 0) over its vector V.
+// M supplies exp, log, log1p_of_unit (log(1 + v), v in [0, 1]), sqrt, abs, copysign, at_most, kLargestLogit
+// and invalid_unless_positive (NaN where v <= 0) over its vector V.
 namespace rhovae {
 
 template <class V>
@@ -41,7 +41,7 @@ RHOVAE_HD Correlation<V> correlation_from_logit(V a) {
   const V inverse = 1.0f / (1.0f + t2);
   constexpr double log2 = 0.693147180559945309417232121458;
   return {M::copysign((1.0f - t2) * inverse, a), 2.0f * t * inverse,
-          size + M::log(1.0f + t2) - static_cast<typename M::Real>(log2)};
+          size + M::log1p_of_unit(t2) - static_cast<typename M::Real>(log2)};
 }
 
 // |rho| >= 1 is no correlation: NaN, in that row alone.

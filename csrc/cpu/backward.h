@@ -85,11 +85,11 @@ RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
   if (row_begins) rho[0] = 0, c[0] = 1;
   V<C> x_carry = splat<C>(static_cast<C>(state[0])), t_carry = splat<C>(static_cast<C>(state[1]));
   V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
-  over_registers<C>(count, [&](int64_t i, auto part) {
+  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     const V<C> e = load<C>(eps + i), x_before = x_carry;
     const V<C> x = scan.join(load<C>(xs + i), x_carry);
     const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
-    const V<C> g = part.load(dz + i);
+    const V<C> g = load_some(dz + i, left);
     if constexpr (scale_steps)
       collect<C, first_sample>(sum.gx + i, g * x);
     else
@@ -168,7 +168,8 @@ template <class C>
 RHOVAE_INLINE const C* add_sample(const C* dz, int64_t sample, int64_t samples, int64_t count, C* sum) {
   if (samples == 1) return dz;
   with_constant(sample == 0, [&](auto first) {
-    over_registers<C>(count, [&](int64_t i, auto part) { collect<C, first>(sum + i, part.load(dz + i)); });
+    over_registers<C>(count, [&](int64_t i, auto left)
+                                 RHOVAE_INLINE_BODY { collect<C, first>(sum + i, load_some(dz + i, left)); });
   });
   return sum;
 }
@@ -186,7 +187,7 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   TileParameters<C, false> t;
   TileGradients<C> sum;
   KlGradient<C> kl;
-  alignas(64) TileBuffer<C> mu_buffer, dz_buffer, eps_buffer, g_buffer, out, xs, sources;
+  alignas(64) TileBuffer<C> dz_buffer, eps_buffer, g_buffer, out, xs, sources;
   const auto count_of = [&](int64_t tile) {
     const int64_t left = p.steps - tile * kTile;
     return left < kTile ? left : kTile;
@@ -250,12 +251,15 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
       if (deps) finish_run(p.deps, to, count, out);
     }
 
-    const C* mu = view_run(p.mu, mu_start + first, count, mu_buffer);
-    C* dmu = begin_run(p.dmu, row * p.steps + first, out);
-    over_registers<C>(count, [&](int64_t i, auto part) {
-      part.store(dmu + i, part.load(g + i) + kl.h[i] * part.load(mu + i));
+    with_sample_type<C>(p.mu.type, [&](auto as) {
+      const auto* mu = values_of<decltype(as)>(p.mu, mu_start + first);
+      with_sample_type<C>(p.dmu.type, [&](auto to) {
+        auto* dmu = values_of<decltype(to)>(p.dmu, row * p.steps + first);
+        over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
+          to.store(dmu + i, load_some(g + i, left) + kl.h[i] * as.load(mu + i, left), left);
+        });
+      });
     });
-    finish_run(p.dmu, row * p.steps + first, count, out);
 
     if (p.scale.step) {
       for (int64_t i = 0; i < count; i += Lanes<C>::n) {

@@ -12,17 +12,21 @@
 namespace rhovae::RHOVAE_ISA {
 
 // What the steps of one tile add to the row's KL.
-template <class C>
-RHOVAE_INLINE C kl_of_tile(const Problem& p, const TileParameters<C, true>& t, const C* mu, int64_t count) {
-  V<C> sum{};
-  over_registers<C>(count, [&](int64_t i, auto part) { sum += kl_of_mean(part.load(mu + i)); });
+template <class C, class As>
+RHOVAE_INLINE C kl_of_tile(const Problem& p, const TileParameters<C, true>& t, const typename As::Value* mu,
+                           int64_t count) {
+  V<C> squares{}, sum{};
+  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
+    const V<C> m = As::load(mu + i, left);
+    squares += m * m;
+  });
   if (p.scale.step) {
     for (int64_t i = 0; i < count; i += Lanes<C>::n) sum += kl_of_scale(t.s[i], t.log_s[i]);
   }
   if (p.rho.step) {
     for (int64_t i = 0; i < count; i += Lanes<C>::n) sum += load<C>(t.minus_log_c + i);
   }
-  return sum_lanes<C>(sum);
+  return sum_lanes<C>(kl_of_means(squares) + sum);
 }
 
 // What the values given once a row add to its KL.
@@ -36,50 +40,52 @@ RHOVAE_INLINE double kl_of_row(const Problem& p, const PerRow<C>& row, int lane)
   return sum;
 }
 
-template <class C>
+template <class C, class As>
 RHOVAE_INLINE void kl_steps(const Problem& p, const PerRow<C>& row, int lane,
-                            const TileParameters<C, true>& t, const C* mu, int64_t first, int64_t count,
-                            C* kl) {
-  over_registers<C>(count, [&](int64_t i, auto part) {
+                            const TileParameters<C, true>& t, const typename As::Value* mu, int64_t first,
+                            int64_t count, C* kl) {
+  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     V<C> tie = p.rho.step ? load<C>(t.minus_log_c + i) : splat<C>(row.minus_log_c[lane]);
     if (first + i == 0) tie[0] = 0;
-    part.store(kl + i, kl_of_mean(part.load(mu + i)) + kl_of_scale(t.s[i], t.log_s[i]) + tie);
+    store_some<C>(kl + i, kl_of_mean(As::load(mu + i, left)) + kl_of_scale(t.s[i], t.log_s[i]) + tie, left);
   });
 }
 
 // The chain over one tile. x: the value before the tile, then its own last.
-template <class C>
+template <class C, class As>
 RHOVAE_INLINE void sample_tile(const UniformScan<C>& scan, C c_row, const TileParameters<C, true>& t,
-                               const C* mu, const C* eps, bool row_begins, int64_t count, double& x, C* z) {
+                               const typename As::Value* mu, const C* eps, bool row_begins, int64_t count,
+                               double& x, typename As::Value* z) {
   V<C> c = splat<C>(c_row), carry = splat<C>(static_cast<C>(x));
   if (row_begins) c[0] = 1;
-  over_registers<C>(count, [&](int64_t i, auto part) {
+  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     const V<C> x = scan.up(innovation(c, load<C>(eps + i)), carry);
-    part.store(z + i, sample(part.load(mu + i), t.s[i], x));
+    As::store(z + i, sample(As::load(mu + i, left), t.s[i], x), left);
     c = splat<C>(c_row);
   });
   x = static_cast<double>(carry[0]);
 }
-template <class C>
-RHOVAE_INLINE void sample_tile_steps(const TileParameters<C, true>& t, const C* mu, const C* eps,
-                                     int64_t count, double& x, C* z) {
+template <class C, class As>
+RHOVAE_INLINE void sample_tile_steps(const TileParameters<C, true>& t, const typename As::Value* mu,
+                                     const C* eps, int64_t count, double& x, typename As::Value* z) {
   V<C> carry = splat<C>(static_cast<C>(x));
-  over_registers<C>(count, [&](int64_t i, auto part) {
+  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     const V<C> x = scan_up<C>(load<C>(t.rho + i), innovation(load<C>(t.c + i), load<C>(eps + i)), carry);
-    part.store(z + i, sample(part.load(mu + i), t.s[i], x));
+    As::store(z + i, sample(As::load(mu + i, left), t.s[i], x), left);
   });
   x = static_cast<double>(carry[0]);
 }
 // rho = 0: no chain.
-template <class C>
-RHOVAE_INLINE void sample_tile_independent(const TileParameters<C, true>& t, const C* mu, const C* eps,
-                                           int64_t count, C* z) {
-  over_registers<C>(count, [&](int64_t i, auto part) {
-    part.store(z + i, sample(part.load(mu + i), t.s[i], load<C>(eps + i)));
+template <class C, class As>
+RHOVAE_INLINE void sample_tile_independent(const TileParameters<C, true>& t, const typename As::Value* mu,
+                                           const C* eps, int64_t count, typename As::Value* z) {
+  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
+    As::store(z + i, sample(As::load(mu + i, left), t.s[i], load<C>(eps + i)), left);
   });
 }
 
-template <class C>
+// As: the type of mu and z.
+template <class C, class As>
 void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
                    Relay& relay) {
   const int64_t mu_start = row_start(p.lead, p.mu, row);
@@ -88,30 +94,28 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
   const bool independent = !p.rho.step && params.rho[lane] == 0;
   const int64_t tiles = tiles_of(p);
   TileParameters<C, true> t;
-  alignas(64) TileBuffer<C> mu_buffer, eps_buffer, out_buffer;
+  alignas(64) TileBuffer<C> eps_buffer;
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
     const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
-    const C* mu = view_run(p.mu, mu_start + first, count, mu_buffer);
+    const auto* mu = values_of<As>(p.mu, mu_start + first);
     t.read(p, params, lane, scale_start, rho_start, first, count, false);
     for (int64_t sample = 0; p.z.data && sample < p.samples; ++sample) {
       const C* eps = eps_along(p, keys, row, sample, first, count, eps_buffer);
-      const int64_t to = (sample * p.rows + row) * p.steps + first;
-      C* z = begin_run(p.z, to, out_buffer);
+      auto* z = values_of<As>(p.z, (sample * p.rows + row) * p.steps + first);
       if (independent) {
-        sample_tile_independent(t, mu, eps, count, z);
+        sample_tile_independent<C, As>(t, mu, eps, count, z);
       } else {
         Baton& chain = relay.chain(sample);
         chain.await(tile);
         if (p.rho.step)
-          sample_tile_steps(t, mu, eps, count, chain.state[0], z);
+          sample_tile_steps<C, As>(t, mu, eps, count, chain.state[0], z);
         else
-          sample_tile(scan, params.c[lane], t, mu, eps, first == 0, count, chain.state[0], z);
+          sample_tile<C, As>(scan, params.c[lane], t, mu, eps, first == 0, count, chain.state[0], z);
         chain.hand_on(tile);
       }
-      finish_run(p.z, to, count, out_buffer);
     }
     if (p.kl_kind == Kl::PerRow) {
-      const double here = static_cast<double>(kl_of_tile(p, t, mu, count));
+      const double here = static_cast<double>(kl_of_tile<C, As>(p, t, mu, count));
       Baton& sums = relay.sums();
       sums.await(tile);
       sums.state[0] += here;
@@ -119,9 +123,8 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
       sums.hand_on(tile);
     }
     if (p.kl_kind == Kl::PerStep) {
-      const int64_t to = row * p.steps + first;
-      kl_steps(p, params, lane, t, mu, first, count, begin_run(p.kl, to, out_buffer));
-      finish_run(p.kl, to, count, out_buffer);
+      C* kl = values_of<AsIs<C>>(p.kl, row * p.steps + first);
+      kl_steps<C, As>(p, params, lane, t, mu, first, count, kl);
     }
   }
 }
@@ -246,16 +249,20 @@ void forward_rows(const Forward& p, int64_t begin, int64_t end) {
       forward_across(p, keys, params, row, rows);
       continue;
     }
-    for (int lane = 0; lane < rows; ++lane) {
-      relay.begin_row();
-      forward_along(p, keys, params, lane, row + lane, relay);
-    }
+    with_sample_type<C>(p.mu.type, [&](auto as) {
+      for (int lane = 0; lane < rows; ++lane) {
+        relay.begin_row();
+        forward_along<C, decltype(as)>(p, keys, params, lane, row + lane, relay);
+      }
+    });
   }
 }
 
 template <class C>
 void forward_shared(const Forward& p, int64_t row, Relay& relay) {
-  forward_along(p, lane_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
+  with_sample_type<C>(p.mu.type, [&](auto as) {
+    forward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
+  });
 }
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -64,22 +64,39 @@ struct Functions {
     // log 2 in two parts: the first has few enough bits for n times it to be exact.
     const V r = (x - n * constant(kSingle ? 0.693359375 : 6.93147180369123816490e-01)) -
                 n * constant(kSingle ? -2.12194440054690582770e-4 : 1.90821492927058770002e-10);
-    const I exponent = (I)shifted - (I)rounder;
-    // Two factors, so that 2^n may be subnormal or past the largest number.
+    return times_power_of_two(series<ExpSeries>(r), n, (I)shifted - (I)rounder);
+  }
+  // v 2^n, for n as a number and as an integer, also where that is subnormal or past the largest number.
+  static RHOVAE_INLINE V times_power_of_two(V v, [[maybe_unused]] V n, [[maybe_unused]] I exponent) {
+#if RHOVAE_X86_64_LEVEL == 4
+    return scale_lanes(v, n);
+#else
     const I half = exponent >> 1;
-    return series<ExpSeries>(r) * power_of_two(half) * power_of_two(exponent - half);
+    return v * power_of_two(half) * power_of_two(exponent - half);
+#endif
   }
   static RHOVAE_INLINE V power_of_two(I n) { return (V)((n + (kSingle ? 127 : 1023)) << kMantissa); }
 
   // log(1 + f) = 2 artanh(t) = 2t (1 + t^2/3 + t^4/5 + ...), t = f/(2 + f); |t| <= 0.172 for 1 + f in [sqrt
-  // 1/2, sqrt 2].
+  // 1/2, sqrt 2]. Returned `times` over, and added to `offset`.
+  template <int times>
   struct ArtanhSeries {
     static constexpr int count = kSingle ? 5 : 10;
+    static constexpr double coefficient(int i) { return times * 2.0 / (2 * i + 1); }
+  };
+  template <int times>
+  static RHOVAE_INLINE V log1p_reduced(V f, V offset) {
+    const V t = f / (2 + f);
+    return t * series<ArtanhSeries<times>>(t * t) + offset;
+  }
+  // log(1 + v) for v in [0, 1], where t = v/(2 + v) is at most 1/3.
+  struct LongArtanhSeries {
+    static constexpr int count = kSingle ? 7 : 16;
     static constexpr double coefficient(int i) { return 2.0 / (2 * i + 1); }
   };
-  static RHOVAE_INLINE V log1p_reduced(V f) {
-    const V t = f / (2 + f);
-    return t * series<ArtanhSeries>(t * t);
+  static RHOVAE_INLINE V log1p_of_unit(V v) {
+    const V t = v / (2 + v);
+    return t * series<LongArtanhSeries>(t * t);
   }
   // v = 2^exponent (1 + f) with 1 + f in [sqrt 1/2, sqrt 2], for a normal positive v.
   static RHOVAE_INLINE void split(V v, V& f, I& exponent) {
@@ -101,7 +118,7 @@ struct Functions {
     I exponent;
     split(subnormal ? v * scale_up : v, f, exponent);
     exponent -= subnormal ? I{} + (kSingle ? 25 : 54) : I{};
-    const V value = small_to_real(exponent) * kLog2 + log1p_reduced(f);
+    const V value = log1p_reduced<1>(f, small_to_real(exponent) * kLog2);
     const V infinity = constant(std::numeric_limits<double>::infinity());
     const V at_edge = v == 0 ? -infinity : (v > 0 ? v : constant(std::numeric_limits<double>::quiet_NaN()));
     return ((v > 0) & (v < infinity)) ? value : at_edge;
@@ -113,10 +130,9 @@ struct Functions {
     const C unit = kSingle ? static_cast<C>(0x1p-32) : static_cast<C>(0x1p-64);
     V f;
     I exponent;
-    split(to_real(w) + static_cast<C>(0.5), f, exponent);
-    const V exact = (to_real((I)w) + static_cast<C>(0.5)) * unit;
-    f = exponent == kBits ? exact : f;
-    return (small_to_real(exponent) - kBits) * (-2 * kLog2) - 2 * log1p_reduced(f);
+    split(to_real(w) * unit + unit / 2, f, exponent);
+    f = exponent == 0 ? to_real((I)w) * unit + unit / 2 : f;
+    return log1p_reduced<-2>(f, small_to_real(exponent) * (-2 * kLog2));
   }
 
   // sin and cos of 2 pi u: the nearest quarter turn from the word's top bits, the rest, within an eighth, as
@@ -134,13 +150,14 @@ struct Functions {
     const U quarter = w + (static_cast<Bit>(1) << (kBits - 3));  // its top two bits: the nearest quarter turn
     const I rest = (I)(w << 2);                                  // four times the distance to it, signed
     const C quarter_unit = static_cast<C>(6.283185307179586476925286766559 * (kSingle ? 0x1p-34 : 0x1p-66));
-    const V angle = (to_real(rest) + 2) * quarter_unit;
+    const V angle = to_real(rest) * quarter_unit + 2 * quarter_unit;
     const V square = angle * angle;
     const V s = angle * series<SinSeries>(square);
     const V c = series<CosSeries>(square);
-    const auto odd = ((quarter >> (kBits - 2)) & 1) != 0;
+    const Bit one_quarter = static_cast<Bit>(1) << (kBits - 2);
+    const auto odd = (quarter & one_quarter) != 0;
     sine = (V)((U)(odd ? c : s) ^ (quarter & sign_bit()));
-    cosine = (V)((U)(odd ? s : c) ^ ((quarter + (static_cast<Bit>(1) << (kBits - 2))) & sign_bit()));
+    cosine = (V)((U)(odd ? s : c) ^ ((quarter + one_quarter) & sign_bit()));
   }
 };
 

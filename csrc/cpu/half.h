@@ -6,9 +6,22 @@
 
 namespace rhovae::RHOVAE_ISA {
 
+#if RHOVAE_X86_64_LEVEL == 4
+// Not part of x86-64-v4, though most processors that have this level have it; it takes numbers below
+// float32's normal ones for zero.
+inline const bool kHasBFloat16Instruction = __builtin_cpu_supports("avx512bf16");
+#endif
+
 struct BFloat16 {
   static RHOVAE_INLINE F32 widen(HalfU16 h) { return (F32)(__builtin_convertvector(h, U32) << 16); }
   static RHOVAE_INLINE HalfU16 narrow(F32 v) {
+#if RHOVAE_X86_64_LEVEL == 4
+    if (kHasBFloat16Instruction) {
+      HalfU16 h;
+      __asm__("vcvtneps2bf16 %1, %0" : "=v"(h) : "v"(v));
+      return h;
+    }
+#endif
     const U32 u = (U32)v;
     const U32 rounded = u + 0x7FFFu + (u >> 16 & 1u);
     return __builtin_convertvector((v == v ? rounded : (u | 0x400000u)) >> 16, HalfU16);  // NaN stays NaN

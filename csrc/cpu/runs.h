@@ -75,21 +75,39 @@ RHOVAE_INLINE void with_type(Type type, const F& f) {
   }
 }
 
+// The same for mu and z, which no float32 goes with where the arithmetic is in float64.
+template <class C, class F>
+RHOVAE_INLINE void with_sample_type(Type type, const F& f) {
+  if constexpr (sizeof(C) == 4)
+    with_type<C>(type, f);
+  else
+    f(AsIs<C>{});
+}
+
+template <class As>
+RHOVAE_INLINE const typename As::Value* values_of(const Operand& from, int64_t start) {
+  return static_cast<const typename As::Value*>(from.data) + start;
+}
+template <class As>
+RHOVAE_INLINE typename As::Value* values_of(const Output& to, int64_t start) {
+  return static_cast<typename As::Value*>(to.data) + start;
+}
+
 // Whole registers are written: up to one of them past `count`, zeros.
 template <class C>
 RHOVAE_INLINE void read_run(const Operand& from, int64_t start, int64_t count, C* to) {
-  constexpr int n = Lanes<C>::n;
   with_type<C>(from.type, [&](auto as) {
-    const auto* at = static_cast<const typename decltype(as)::Value*>(from.data) + start;
-    for (int64_t k = 0; k < count; k += n) store<C>(to + k, as.load(at + k, static_cast<int>(count - k)));
+    const auto* at = values_of<decltype(as)>(from, start);
+    over_registers<C>(
+        count, [&](int64_t k, auto left) RHOVAE_INLINE_BODY { store<C>(to + k, as.load(at + k, left)); });
   });
 }
 
 template <class C>
 RHOVAE_INLINE C read_one(const Operand& from, int64_t start) {
   C value{};
-  with_type<C>(from.type, [&](auto as) {
-    value = as.load(static_cast<const typename decltype(as)::Value*>(from.data) + start, 1)[0];
+  with_type<C>(from.type, [&](auto as) RHOVAE_INLINE_BODY {
+    value = as.load(values_of<decltype(as)>(from, start), 1)[0];
   });
   return value;
 }
@@ -104,20 +122,19 @@ RHOVAE_INLINE const C* view_run(const Operand& from, int64_t start, int64_t coun
 
 template <class C>
 RHOVAE_INLINE void write_run(const Output& to, int64_t start, int64_t count, const C* from) {
-  constexpr int n = Lanes<C>::n;
   with_type<C>(to.type, [&](auto as) {
-    auto* at = static_cast<typename decltype(as)::Value*>(to.data) + start;
-    for (int64_t k = 0; k < count; k += n) {
-      const int left = static_cast<int>(count - k);
+    auto* at = values_of<decltype(as)>(to, start);
+    over_registers<C>(count, [&](int64_t k, auto left) RHOVAE_INLINE_BODY {
       as.store(at + k, load_some<C>(from + k, left), left);
-    }
+    });
   });
 }
 
 template <class C>
 RHOVAE_INLINE void write_one(const Output& to, int64_t start, double value) {
-  const C v = static_cast<C>(value);
-  write_run(to, start, 1, &v);
+  with_type<C>(to.type, [&](auto as) RHOVAE_INLINE_BODY {
+    as.store(values_of<decltype(as)>(to, start), splat<C>(static_cast<C>(value)), 1);
+  });
 }
 
 // Where to write a run directly: the tensor itself, or the buffer, which finish_run then converts.
@@ -137,18 +154,20 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
 }
 
 // Asks for short rows early: a group of them is wanted all at once, and drawing its noise takes as long as
-// they take to come.
+// they take to come. Into the second-level cache: the first has room for too few requests, and the others
+// would hold up the noise.
+constexpr int kSecondLevel = 2;
 RHOVAE_INLINE void prefetch_rows(const Operand& from, const int64_t* start, int rows, int64_t steps) {
   const int64_t size = size_of(from.type);
   for (int lane = 0; lane < rows; ++lane) {
     const char* row = static_cast<const char*>(from.data) + start[lane] * size;
-    for (int64_t i = 0; i < steps * size; i += 64) __builtin_prefetch(row + i);
+    for (int64_t i = 0; i < steps * size; i += 64) __builtin_prefetch(row + i, 0, kSecondLevel);
   }
 }
 RHOVAE_INLINE void prefetch_rows(const Output& to, int64_t start, int64_t count) {
   const int64_t size = size_of(to.type);
   const char* run = static_cast<const char*>(to.data) + start * size;
-  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, 1);
+  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, 1, kSecondLevel);
 }
 
 // to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others. Whole blocks of n steps
@@ -158,7 +177,7 @@ RHOVAE_INLINE void read_across(const Operand& from, const int64_t* start, int ro
                                C* to) {
   constexpr int n = Lanes<C>::n;
   with_type<C>(from.type, [&](auto as) {
-    const auto* at = static_cast<const typename decltype(as)::Value*>(from.data);
+    const auto* at = values_of<decltype(as)>(from, 0);
     for (int64_t k = 0; k < steps; k += n) {
       const int left = static_cast<int>(steps - k);
       V<C> block[n];
@@ -183,7 +202,7 @@ template <class C>
 RHOVAE_INLINE void write_across(const Output& to, int64_t start, int rows, int64_t steps, const C* from) {
   constexpr int n = Lanes<C>::n;
   with_type<C>(to.type, [&](auto as) {
-    auto* at = static_cast<typename decltype(as)::Value*>(to.data) + start;
+    auto* at = values_of<decltype(as)>(to, start);
     for (int64_t k = 0; k < steps; k += n) {
       const int left = static_cast<int>(steps - k);
       V<C> block[n];

@@ -17,6 +17,9 @@
 #include "../core/macros.h"
 
 #define RHOVAE_INLINE inline __attribute__((always_inline))
+// For a lambda that a hot loop calls, between its parameters and its body: GCC leaves one that has several
+// callers out of line, and what it shares with the loop then goes through memory.
+#define RHOVAE_INLINE_BODY __attribute__((always_inline))
 // For hot loops that need every register: compiled alone, whatever surrounds the call.
 #define RHOVAE_ALONE __attribute__((noinline))
 
@@ -111,24 +114,14 @@ RHOVAE_INLINE void store_some(C* to, V<C> v, int count) {
 #endif
 }
 
-// f(i, part) for every register of a run, i its first step; part.load and part.store touch only the run's
-// own.
-template <class C>
-struct WholeRegister {
-  static RHOVAE_INLINE V<C> load(const C* from) { return RHOVAE_ISA::load(from); }
-  static RHOVAE_INLINE void store(C* to, V<C> v) { RHOVAE_ISA::store(to, v); }
-};
-template <class C>
-struct PartOfRegister {
-  int count;
-  RHOVAE_INLINE V<C> load(const C* from) const { return load_some(from, count); }
-  RHOVAE_INLINE void store(C* to, V<C> v) const { store_some(to, v, count); }
-};
+// f(i, left) for every register of a run, i its first step, left how many of its lanes are the run's own: a
+// constant for all but the last, so that the loads and stores of the others have nothing to ask.
 template <class C, class F>
 RHOVAE_INLINE void over_registers(int64_t count, const F& f) {
+  constexpr int n = Lanes<C>::n;
   int64_t i = 0;
-  for (; i + Lanes<C>::n <= count; i += Lanes<C>::n) f(i, WholeRegister<C>{});
-  if (i < count) f(i, PartOfRegister<C>{static_cast<int>(count - i)});
+  for (; i + n <= count; i += n) f(i, std::integral_constant<int, n>{});
+  if (i < count) f(i, static_cast<int>(count - i));
 }
 
 // Calls f with the condition as a constant, so that a loop has it settled.
@@ -267,6 +260,16 @@ RHOVAE_INLINE F64 sqrt_lanes(F64 v) {
 #endif
 }
 
+#if RHOVAE_X86_64_LEVEL == 4
+// v 2^n
+RHOVAE_INLINE F32 scale_lanes(F32 v, F32 n) {
+  return _mm512_scalef_ps(v, n);
+}
+RHOVAE_INLINE F64 scale_lanes(F64 v, F64 n) {
+  return _mm512_scalef_pd(v, n);
+}
+#endif
+
 // Integers to numbers, rounded once. 64 bits wide, few processors can: there the two halves become the low
 // bits of 2^84 and 2^52, and what was too much is subtracted, exactly, before they are added.
 RHOVAE_INLINE F32 to_real(I32 v) {
@@ -316,7 +319,11 @@ RHOVAE_INLINE U64 multiply_low_halves(U64 a, U64 b) {
 
 // Low halves of `even` and `odd`, side by side.
 RHOVAE_INLINE U32 join_words(U64 even, U64 odd) {
+#if RHOVAE_X86_64_LEVEL == 4
+  return (U32)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CCAA);
+#else
   return (U32)((even & 0xFFFFFFFFu) | (odd << 32));
+#endif
 }
 // Two words of 32 bits to one of 64, lane by lane.
 RHOVAE_INLINE U64 join_halves(U64 high, U64 low) {

@@ -20,6 +20,7 @@ struct Functions<float> {
   static __device__ __forceinline__ float exp(float v) { return ::expf(v); }
   // To 2^-22, absolute near 1.
   static __device__ __forceinline__ float log(float v) { return 0.693147180559945309f * fast_log2_of_any(v); }
+  static __device__ __forceinline__ float log1p_of_unit(float v) { return log(1.0f + v); }
   static __device__ __forceinline__ float sqrt(float v) { return fast_sqrt(v); }
   static __device__ __forceinline__ float abs(float v) { return ::fabsf(v); }
   static __device__ __forceinline__ float copysign(float v, float sign) { return ::copysignf(v, sign); }
@@ -36,6 +37,7 @@ struct Functions<double> {
   static __device__ __forceinline__ double at_most(double v, double bound) { return v > bound ? bound : v; }
   static __device__ __forceinline__ double exp(double v) { return ::exp(v); }
   static __device__ __forceinline__ double log(double v) { return ::log(v); }
+  static __device__ __forceinline__ double log1p_of_unit(double v) { return log(1.0 + v); }
   static __device__ __forceinline__ double sqrt(double v) { return ::sqrt(v); }
   static __device__ __forceinline__ double abs(double v) { return ::fabs(v); }
   static __device__ __forceinline__ double copysign(double v, double sign) { return ::copysign(v, sign); }
