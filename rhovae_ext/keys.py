@@ -29,12 +29,17 @@ _library.impl("draw_key", _draw_key, "CompositeExplicitAutograd")
 torch.library.register_fake("rhovae_ext::draw_key", _fake_draw_key, lib=_library)
 
 
+_draw_natively = torch.ops.rhovae.draw_key.default if native.unavailable is None else None
+
+
 def draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """(seed, offset), a uint64 tensor: on `like`'s device, or on the CPU where that saves a kernel."""
-    if like.device.type not in native.devices:
+    if _draw_natively is None or not (like.is_cpu or like.device.type in native.devices):
         drawn: Tensor = torch.ops.rhovae_ext.draw_key.default(like, generator)
         return drawn
+    if like.is_cpu:  # at 128 x 10 every question asked in Python is felt
+        drawn = _draw_natively(like, generator)
+        return drawn
     # What is traced has to know the key's device, whoever replays it.
-    traced = torch.compiler.is_compiling()
-    drawn = torch.ops.rhovae.draw_key.default(like, generator, on_device=traced)
+    drawn = _draw_natively(like, generator, on_device=torch.compiler.is_compiling())
     return drawn

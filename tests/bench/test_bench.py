@@ -17,7 +17,16 @@ import rhovae_ext
 from bench import memory, report
 from bench.__main__ import moved_bytes
 from bench.memory import BOTH, FORWARD, Extra
-from bench.peers import DIAGONAL, KERNEL, dense_cholesky, diagonal, output_gradients, paper_loop, peers
+from bench.peers import (
+    DIAGONAL,
+    KERNEL,
+    dense_cholesky,
+    diagonal,
+    output_gradients,
+    paper_loop,
+    peers,
+    stacked_loop,
+)
 from bench.report import Result
 from bench.timing import Quantiles, interleaved
 from bench.verify import refuse_if_wrong
@@ -29,7 +38,7 @@ def test_correlated_peers_are_the_same_gaussian() -> None:
     mu = torch.randn(5, 9, dtype=torch.float64)
     log_s, rho_logit = 0.3 * torch.randn(2, 5, dtype=torch.float64)
     drawn = []
-    for peer in (paper_loop, dense_cholesky):
+    for peer in (paper_loop, stacked_loop, dense_cholesky):
         torch.manual_seed(0)
         drawn.append(peer(mu, log_s, rho_logit))
     for ours, other in zip(*drawn, strict=True):
