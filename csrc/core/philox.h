@@ -61,8 +61,10 @@ RHOVAE_HD void philox4x32_10(const RoundKeysOf<Key>& keys, typename A::Word (&w)
   }
 }
 
-// The row's half of the counter: with K samples, every sample of a row is a row of its own.
-RHOVAE_HD uint64_t noise_row(uint64_t row_offset, uint64_t row, uint64_t samples, uint64_t sample) {
+// The row's half of the counter: with K samples, every sample of a row is a row of its own. W: one row's
+// number, or a vector of them.
+template <class W>
+RHOVAE_HD W noise_row(uint64_t row_offset, W row, uint64_t samples, uint64_t sample) {
   return (row_offset + row) * samples + sample;
 }
 

@@ -315,13 +315,13 @@ void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& p
     store<C>(by_logit_sum + i, V<C>{});
   }
   for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.mu, row + lane);
-  prefetch_rows(p.mu, start, rows, p.steps);
-  prefetch_rows(p.dmu, row * p.steps, rows * p.steps);
+  prefetch_rows(p, p.mu, start, rows);
+  prefetch_run(p.dmu, row * p.steps, rows * p.steps);
   for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
     for (int lane = 0; lane < rows; ++lane) {
       start[lane] = s * p.dz.sample_stride + row_start(p.lead, p.dz, row + lane);
     }
-    prefetch_rows(p.dz, start, rows, p.steps);
+    prefetch_rows(p, p.dz, start, rows);
     eps_across<C>(p, keys, row, rows, s, eps);
     read_across<C>(p.dz, start, rows, p.steps, C(0), dz);
     V<C> x = load<C>(eps);

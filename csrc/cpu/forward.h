@@ -140,14 +140,12 @@ RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, int64_t ro
     }
     read_across<C>(p.eps, start, rows, p.steps, C(0), to);
   } else {
-    uint64_t id[n];
-    for (int lane = 0; lane < n; ++lane) {
-      id[lane] = noise_row(p.noise.row_offset, static_cast<uint64_t>(row + lane),
-                           static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
+    U64 ids[2]{};
+    rows_across<C>(static_cast<uint64_t>(row), ids);
+    for (U64& id : ids) {
+      id = noise_row(p.noise.row_offset, id, static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
     }
-    U64 in_order[2];
-    order_rows<C>(id, in_order);
-    normals_across<C>(keys, p.noise.offset, in_order, to, p.steps);
+    normals_across<C>(keys, p.noise.offset, ids, to, p.steps);
   }
 }
 
@@ -203,9 +201,9 @@ void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& par
   alignas(64) ShortBuffer<C> mu, eps, out;
   int64_t start[n];
   for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.mu, row + lane);
-  prefetch_rows(p.mu, start, rows, p.steps);
+  prefetch_rows(p, p.mu, start, rows);
   if (p.z.data) {
-    prefetch_rows(p.z, row * p.steps, rows * p.steps);
+    prefetch_run(p.z, row * p.steps, rows * p.steps);
     eps_across<C>(p, keys, row, rows, 0, eps);
   }
   read_across<C>(p.mu, start, rows, p.steps, C(0), mu);

@@ -108,9 +108,10 @@ RHOVAE_ALONE void normals_along(const LaneKeys& keys, uint64_t position, uint64_
 }
 
 // Across rows: m registers of counters. float32 has two for its lanes, the even ones and the odd ones
-// (rows[0] and rows[1]), as join_words lays them; float64 one.
+// (rows[0] and rows[1]), as join_words lays them; float64 one. `count`: how many steps are still wanted.
 template <class C, int m>
-RHOVAE_INLINE void draw_across(const LaneKeys& keys, uint64_t position, const U64 (&rows)[2], C* out) {
+RHOVAE_INLINE void draw_across(const LaneKeys& keys, uint64_t position, const U64 (&rows)[2], C* out,
+                               int64_t count) {
   constexpr int n = Lanes<C>::n, parts = n / kCounters;
   const Block<m> block(
       keys, [&](int i) { return U64{} + (position + static_cast<uint64_t>(i / parts)); },
@@ -121,6 +122,7 @@ RHOVAE_INLINE void draw_across(const LaneKeys& keys, uint64_t position, const U6
     V<C> first, second;
     if constexpr (sizeof(C) == 4) {
       for (int pair = 0; pair < 4; pair += 2) {
+        if (2 * i + pair >= count) return;  // of a row of 10 steps, the last pair
         box_muller<Functions<C>>(join_words(w[pair].v[i], w[pair].v[i + 1]),
                                  join_words(w[pair + 1].v[i], w[pair + 1].v[i + 1]), first, second);
         store<C>(out + (2 * i + pair) * n, first);
@@ -144,20 +146,20 @@ RHOVAE_ALONE void normals_across(const LaneKeys& keys, uint64_t position, const 
                 steps = blocks * kNormalsPerBlock<C>;
   constexpr int64_t least = m == parts ? 0 : steps / 2;
   for (; count > least; count -= steps, out += steps * n, position += static_cast<uint64_t>(blocks)) {
-    draw_across<C, m>(keys, position, rows, out);
+    draw_across<C, m>(keys, position, rows, out, count);
   }
   if constexpr (m > parts) {
     if (count > 0) normals_across<C, m / 2>(keys, position, rows, out, count);
   }
 }
 
-// The rows' numbers in the order in which draw_across takes them.
+// Rows from `first` on, a row a lane, in the order in which draw_across takes them.
 template <class C>
-RHOVAE_INLINE void order_rows(const uint64_t* row, U64 (&rows)[2]) {
-  constexpr int n = Lanes<C>::n, parts = n / kCounters;
-  uint64_t in_order[2][kCounters] = {};
-  for (int lane = 0; lane < n; ++lane) in_order[lane % parts][lane / parts] = row[lane];
-  std::memcpy(rows, in_order, sizeof in_order);
+RHOVAE_INLINE void rows_across(uint64_t first, U64 (&rows)[2]) {
+  constexpr int parts = Lanes<C>::n / kCounters;
+  for (int part = 0; part < parts; ++part) {
+    rows[part] = (U64)iota<double>() * static_cast<uint64_t>(parts) + (first + static_cast<uint64_t>(part));
+  }
 }
 
 }  // namespace rhovae::RHOVAE_ISA

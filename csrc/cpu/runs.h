@@ -157,17 +157,21 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
 // they take to come. Into the second-level cache: the first has room for too few requests, and the others
 // would hold up the noise.
 constexpr int kSecondLevel = 2;
-RHOVAE_INLINE void prefetch_rows(const Operand& from, const int64_t* start, int rows, int64_t steps) {
-  const int64_t size = size_of(from.type);
-  for (int lane = 0; lane < rows; ++lane) {
-    const char* row = static_cast<const char*>(from.data) + start[lane] * size;
-    for (int64_t i = 0; i < steps * size; i += 64) __builtin_prefetch(row + i, 0, kSecondLevel);
-  }
+template <int write>
+RHOVAE_INLINE void prefetch(const void* data, int64_t start, int64_t count, int64_t size) {
+  const char* run = static_cast<const char*>(data) + start * size;
+  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, write, kSecondLevel);
 }
-RHOVAE_INLINE void prefetch_rows(const Output& to, int64_t start, int64_t count) {
-  const int64_t size = size_of(to.type);
-  const char* run = static_cast<const char*>(to.data) + start * size;
-  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, 1, kSecondLevel);
+RHOVAE_INLINE void prefetch_run(const Output& to, int64_t start, int64_t count) {
+  prefetch<1>(to.data, start, count, size_of(to.type));
+}
+RHOVAE_INLINE void prefetch_rows(const Problem& p, const Operand& from, const int64_t* start, int rows) {
+  const int64_t size = size_of(from.type);
+  if (p.lead.axes == 1 && from.stride[0] == p.steps) {  // one after the other
+    prefetch<0>(from.data, start[0], rows * p.steps, size);
+  } else {
+    for (int lane = 0; lane < rows; ++lane) prefetch<0>(from.data, start[lane], p.steps, size);
+  }
 }
 
 // to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others. Whole blocks of n steps
