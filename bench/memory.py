@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ Outputs = Callable[[], tuple[Tensor, ...]]
 FORWARD, BOTH = "forward", "forward and backward"
 PAGES_FROM = 2**23  # bytes returned, from which single pages no longer matter
 PAGE_READINGS = 3
+MALLOC_OVERHEAD = 128  # bytes, at most
 RETURN_FREED_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # to the system, by glibc's malloc
 
 
@@ -39,9 +41,10 @@ class Extra(NamedTuple):
     pages: int | None
 
 
-def _returned(outputs: tuple[Tensor, ...]) -> int:
+def _storages(outputs: tuple[Tensor, ...]) -> list[int]:
+    """Bytes of each tensor returned."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in outputs}
-    return sum(storages.values())
+    return list(storages.values())
 
 
 def tensors_extra(call: Outputs) -> int:
@@ -57,12 +60,17 @@ def tensors_extra(call: Outputs) -> int:
     for _, change in changes:
         alive += change
         peak = max(peak, alive)
-    return peak - _returned(outputs)
+    return peak - sum(_storages(outputs))
 
 
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def _in_pages(size: int) -> int:
+    """What malloc maps for so many bytes: whole pages, its own word and the tensor's alignment included."""
+    return -(-(size + MALLOC_OVERHEAD) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def pages_extra(call: Outputs) -> int | None:
@@ -72,7 +80,7 @@ def pages_extra(call: Outputs) -> int | None:
     errs by some of them.
     """
     reset = Path("/proc/self/clear_refs")
-    if not reset.exists() or _returned(call()) < PAGES_FROM:
+    if not reset.exists() or sum(_storages(call())) < PAGES_FROM:
         return None
     grown = []
     for _ in range(PAGE_READINGS):
@@ -81,7 +89,8 @@ def pages_extra(call: Outputs) -> int | None:
         before = _status("VmRSS")
         reset.write_text("5")  # VmHWM, the largest VmRSS, starts anew from the present size
         outputs = call()
-        grown.append(max(0, _status("VmHWM") - before - _returned(outputs)))
+        returned = sum(_in_pages(size) for size in _storages(outputs))
+        grown.append(max(0, _status("VmHWM") - before - returned))
         del outputs
     return min(grown)
 

@@ -47,43 +47,34 @@ def diagonal(mu: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
     return z, 0.5 * (log_var.exp() + mu.square() - 1 - log_var).sum(-1)
 
 
-def _loop(
-    mu: Tensor, log_s: Tensor, rho_logit: Tensor, chain: Callable[[Tensor, Tensor, int], Tensor]
-) -> tuple[Tensor, Tensor]:
-    s, rho = log_s.exp(), rho_logit.tanh()
+def _with_kl(mu: Tensor, x: Tensor, log_s: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
     d = mu.shape[-1]
-    z = mu + s[:, None] * chain(rho, torch.sqrt(1 - rho * rho), d)
-    kl = 0.5 * (d * (s * s - 1 - 2 * log_s) + mu.square().sum(-1) - (d - 1) * torch.log(1 - rho * rho))
-    return z, kl
-
-
-def _grown(rho: Tensor, innovation: Tensor, d: int) -> Tensor:
-    x = torch.randn_like(rho)[:, None]
-    for _ in range(1, d):
-        step = rho * x[:, -1] + innovation * torch.randn_like(rho)
-        x = torch.cat((x, step[:, None]), 1)
-    return x
-
-
-def _stacked(rho: Tensor, innovation: Tensor, d: int) -> Tensor:
-    eps = torch.randn(d, *rho.shape, dtype=rho.dtype, device=rho.device)
-    x = [eps[0]]
-    for k in range(1, d):
-        x.append(rho * x[-1] + innovation * eps[k])
-    return torch.stack(x, dim=-1)
+    scales = d * ((2 * log_s).exp() - 1 - 2 * log_s)
+    return mu + x, 0.5 * (scales + mu.square().sum(-1) - (d - 1) * torch.log(1 - rho * rho))
 
 
 def paper_loop(mu: Tensor, log_s: Tensor, rho_logit: Tensor) -> tuple[Tensor, Tensor]:
     """The rho-VAE's sampler (arXiv 1909.06236) in the manner of its authors' code, with its slips put right.
 
-    In that manner every step draws its own noise and appends itself to the row by one more `torch.cat`.
+    In that manner every step works out the scale, draws its own noise and appends itself by `torch.cat`.
     """
-    return _loop(mu, log_s, rho_logit, _grown)
+    rho = rho_logit.tanh()
+    x = (log_s.exp() * torch.randn_like(rho))[:, None]
+    for _ in range(1, mu.shape[-1]):
+        innovation = log_s.exp() * torch.sqrt(1 - rho * rho) * torch.randn_like(rho)
+        x = torch.cat((x, (rho * x[:, -1] + innovation)[:, None]), 1)
+    return _with_kl(mu, x, log_s, rho)
 
 
 def stacked_loop(mu: Tensor, log_s: Tensor, rho_logit: Tensor) -> tuple[Tensor, Tensor]:
     """The same recursion as one would write it with speed in mind: one draw before it, one `stack` after."""
-    return _loop(mu, log_s, rho_logit, _stacked)
+    rho = rho_logit.tanh()
+    innovation = log_s.exp() * torch.sqrt(1 - rho * rho)
+    eps = torch.randn_like(mu)
+    x = [log_s.exp() * eps[:, 0]]
+    for k in range(1, mu.shape[-1]):
+        x.append(rho * x[-1] + innovation * eps[:, k])
+    return _with_kl(mu, torch.stack(x, dim=-1), log_s, rho)
 
 
 def dense_cholesky(mu: Tensor, log_s: Tensor, rho_logit: Tensor) -> tuple[Tensor, Tensor]:
