@@ -14,6 +14,8 @@ from rhovae.models import MODELS
 from rhovae.posteriors import POSTERIORS
 from rhovae.registry import unknown_name
 
+# what NumPy takes
+_LARGEST_SEED = 2**32 - 1
 PRECISIONS = ("32", "64", "bf16-mixed", "bf16-true", "16-mixed")
 
 
@@ -73,6 +75,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
+        for name in ("seed", "latent_order"):
+            value = getattr(self, name)
+            if value is not None and value > _LARGEST_SEED:
+                raise ConfigError(f"{name} must be at most {_LARGEST_SEED}, got {value}")
         for name in ("beta", "kl_warmup", "free_bits", "mmd"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):

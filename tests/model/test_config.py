@@ -54,6 +54,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         ("epochs: 1.5", "epochs must be of type int, got 1.5"),
         ("epochs: true", "epochs must be of type int"),
         ("epochs: 0", "epochs must be at least 1, got 0"),
+        ("seed: 4294967296", "seed must be at most 4294967295, got 4294967296"),
+        ("latent_order: 4294967296", "latent_order must be at most 4294967295"),
         ("latent_order: -1", "latent_order must be at least 0, got -1"),
         ("latent_order: [1, 0]", r"latent_order must be of type int, got \[1, 0\]"),
         ("posterior: rh", r"unknown posterior 'rh' \(did you mean 'rho'\?\); known: diag, iso, rho, ar1"),
