@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench.peers import output_gradients, peers
+from bench.peers import LOOP, output_gradients, peers
 
 Outputs = Callable[[], tuple[Tensor, ...]]
 FORWARD, BOTH = "forward", "forward and backward"
@@ -95,16 +95,21 @@ def pages_extra(call: Outputs) -> int | None:
     return min(grown)
 
 
+def _extra(name: str, call: Outputs) -> Extra:
+    # The loop that grows by torch.cat goes through gigabytes, a page fault at a time.
+    return Extra(tensors_extra(call), None if name == LOOP else pages_extra(call))
+
+
 def measure(rows: int, d: int, backend: str, compiled: bool) -> list[tuple[str, str, Extra]]:
     """(peer, direction, extra) for every peer of one size, in this process."""
     device = torch.device("cpu")
     gradients = output_gradients(rows, d, device)
     found = []
     for peer in peers(rows, d, device=device, backend=backend, compiled=compiled):
-        found.append((peer.name, FORWARD, Extra(tensors_extra(peer.forward), pages_extra(peer.forward))))
+        found.append((peer.name, FORWARD, _extra(peer.name, peer.forward)))
         if peer.differentiable:
             both = partial(peer.forward_backward, gradients)
-            found.append((peer.name, BOTH, Extra(tensors_extra(both), pages_extra(both))))
+            found.append((peer.name, BOTH, _extra(peer.name, both)))
     return found
 
 
