@@ -106,7 +106,7 @@ def peers(
         drawn = scale * torch.randn(shape, generator=generator, device=device)
         return drawn.to(dtype).requires_grad_()
 
-    mu, log_s, rho_logit = normal(rows, d), normal(rows, scale=0.3), normal(rows, scale=0.5)
+    mu, log_s, rho_logit = inputs = normal(rows, d), normal(rows, scale=0.3), normal(rows, scale=0.5)
     log_var = normal(rows, d, scale=0.6)
     s, rho = log_s.detach().exp().requires_grad_(), rho_logit.detach().tanh().requires_grad_()
     uncorrelated = torch.zeros(rows, device=device, dtype=dtype, requires_grad=True)
@@ -114,7 +114,7 @@ def peers(
     natural = partial(rhovae_ext.ar1_reparam_kl, backend=backend)
 
     found = [
-        Peer(KERNEL, partial(logits, mu, log_s, rho_logit), (mu, log_s, rho_logit)),
+        Peer(KERNEL, partial(logits, *inputs), inputs),
         Peer(f"{KERNEL}, natural form", partial(natural, mu, s, rho), (mu, s, rho)),
         Peer(f"{KERNEL} at rho = 0", partial(logits, mu, log_s, uncorrelated), (mu, log_s, uncorrelated)),
         Peer(DIAGONAL, partial(diagonal, mu, log_var), (mu, log_var)),
@@ -126,11 +126,9 @@ def peers(
         fused = torch.compile(diagonal, dynamic=False, fullgraph=True)
         found.append(Peer("diagonal, torch.compile", partial(fused, mu, log_var), (mu, log_var)))
     if d <= LOOP_STEPS and rows * d <= LOOP_ELEMENTS:
-        inputs = (mu, log_s, rho_logit)
         found.append(Peer(LOOP, partial(paper_loop, *inputs), inputs))
         found.append(Peer(STACKED, partial(stacked_loop, *inputs), inputs))
     if rows * d * d <= CHOLESKY_NUMBERS:
-        inputs = (mu, log_s, rho_logit)
         found.append(Peer("dense Cholesky", partial(dense_cholesky, *inputs), inputs))
 
     def torch_noise() -> tuple[Tensor]:
