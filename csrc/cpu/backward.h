@@ -57,12 +57,22 @@ RHOVAE_INLINE void collect(C* sum, V<C> v) {
   store<C>(sum, first ? v : load<C>(sum) + v);
 }
 
-// Sums over samples for one tile: step by step, or what one value for the row takes of it.
-template <class C>
-struct TileGradients {
-  alignas(64) TileBuffer<C> gx, by_logit;
+// Sums over samples for one tile, or a group of short rows: step by step, or what one value for the row takes
+// of it.
+template <class C, class Buffer>
+struct Gradients {
+  alignas(64) Buffer gx, by_logit;
   V<C> gx_row{}, by_logit_row{};
+
+  RHOVAE_INLINE void clear(int64_t length) {
+    for (int64_t i = 0; i < length; i += Lanes<C>::n)
+      store<C>(gx + i, V<C>{}), store<C>(by_logit + i, V<C>{});
+  }
 };
+template <class C>
+using TileGradients = Gradients<C, TileBuffer<C>>;
+template <class C>
+using AcrossGradients = Gradients<C, ShortBuffer<C>>;
 
 // One rho: the part of x that waits for no other tile, register by register.
 template <class C>
@@ -219,11 +229,8 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
     sum.gx_row = sum.by_logit_row = V<C>{};
     const C* g = g_buffer;
     if (!p.dz.data) {
-      for (int64_t i = 0; i < count; i += Lanes<C>::n) {
-        store<C>(g_buffer + i, V<C>{});
-        store<C>(sum.gx + i, V<C>{});
-        store<C>(sum.by_logit + i, V<C>{});
-      }
+      std::memset(g_buffer, 0, static_cast<size_t>(count) * sizeof(C));
+      sum.clear(count);
     }
     for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
       const C* eps = eps_along(p, keys, row, s, first, count, eps_buffer);
@@ -296,89 +303,119 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   }
 }
 
-template <class C>
-RHOVAE_INLINE void add_to(C* sum, V<C> v) {
-  store<C>(sum, load<C>(sum) + v);
+// One rho a row: x and its tangent together.
+template <class C, bool first_sample, bool scale_steps>
+RHOVAE_INLINE void tangent_across(const AcrossParameters<C>& p, const C* eps, const C* dz, int64_t length,
+                                  AcrossGradients<C>& sum) {
+  constexpr int n = Lanes<C>::n;
+  const V<C> rho = p.rho[0], c = p.c[0];
+  V<C> x = load<C>(eps), t{};
+  V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
+  for (int64_t i = 0; i < length; i += n) {
+    if (i > 0) {
+      const V<C> e = load<C>(eps + i);
+      t = advance(rho, t, tangent_source(rho, c, x, e));
+      x = advance(rho, x, innovation(c, e));
+    }
+    const V<C> g = load<C>(dz + i);
+    if constexpr (scale_steps)
+      collect<C, first_sample>(sum.gx + i, g * x);
+    else
+      gx_row += g * x;
+    by_logit_row += g * p.s[i] * t;
+  }
+  sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
+}
+
+// Any rho: x forward, then the adjoint backward. eps becomes its own gradient where that is asked for.
+template <class C, bool first_sample, bool scale_steps, bool rho_steps>
+RHOVAE_INLINE void adjoint_across(const AcrossParameters<C>& p, C* eps, const C* dz, int64_t length,
+                                  AcrossGradients<C>& sum, bool deps) {
+  constexpr int n = Lanes<C>::n;
+  alignas(64) ShortBuffer<C> xs, sources;
+  V<C> x = load<C>(eps);
+  store<C>(xs, x), store<C>(sources, V<C>{});
+  for (int64_t i = n; i < length; i += n) {
+    const V<C> e = load<C>(eps + i);
+    store<C>(sources + i, tangent_source(p.rho[i], p.c[i], x, e));
+    x = advance(p.rho[i], x, innovation(p.c[i], e));
+    store<C>(xs + i, x);
+  }
+  V<C> lambda{}, tie{};  // to the step after
+  V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
+  for (int64_t i = length - n; i >= 0; i -= n) {
+    const V<C> g = load<C>(dz + i);
+    lambda = advance(tie, lambda, g * p.s[i]);
+    const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
+    if constexpr (scale_steps)
+      collect<C, first_sample>(sum.gx + i, gx);
+    else
+      gx_row += gx;
+    if constexpr (rho_steps)
+      collect<C, first_sample>(sum.by_logit + i, by_logit);
+    else
+      by_logit_row += by_logit;
+    if (deps) store<C>(eps + i, i > 0 ? p.c[i] * lambda : lambda);
+    if (i > 0) tie = p.rho[i];
+  }
+  sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
 }
 
 template <class C>
-void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int64_t row,
-                     int rows) {
+void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, Group group) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
-  const AcrossParameters<C> t(p, params, row, rows);
-  alignas(64) ShortBuffer<C> g_sum, gx_sum, by_logit_sum, mu, eps, dz, xs, sources, h_buffer;
-  int64_t start[n];
-  for (int64_t i = 0; i < length; i += n) {
-    store<C>(g_sum + i, V<C>{});
-    store<C>(gx_sum + i, V<C>{});
-    store<C>(by_logit_sum + i, V<C>{});
+  const AcrossParameters<C> t(p, params, group);
+  AcrossGradients<C> sum;
+  alignas(64) ShortBuffer<C> g_buffer, mu, eps, dz, h_buffer;
+  const C* g = g_buffer;
+  if (!p.dz.data) {
+    std::memset(g_buffer, 0, static_cast<size_t>(length) * sizeof(C));
+    sum.clear(length);
   }
-  for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.mu, row + lane);
-  prefetch_rows(p, p.mu, start, rows);
-  prefetch_run(p.dmu, row * p.steps, rows * p.steps);
+  prefetch_rows(p, p.mu, group);
+  prefetch_rows(p.dmu, p.steps, group);
   for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
-    for (int lane = 0; lane < rows; ++lane) {
-      start[lane] = s * p.dz.sample_stride + row_start(p.lead, p.dz, row + lane);
-    }
-    prefetch_rows(p, p.dz, start, rows);
-    eps_across<C>(p, keys, row, rows, s, eps);
-    read_across<C>(p.dz, start, rows, p.steps, C(0), dz);
-    V<C> x = load<C>(eps);
-    store<C>(xs, x);
-    for (int64_t i = n; i < length; i += n) {
-      const V<C> e = load<C>(eps + i);
-      store<C>(sources + i, tangent_source(t.rho[i], t.c[i], x, e));
-      x = advance(t.rho[i], x, innovation(t.c[i], e));
-      store<C>(xs + i, x);
-    }
-    V<C> lambda{};
-    for (int64_t i = length - n; i >= 0; i -= n) {
-      const V<C> g = load<C>(dz + i);
-      const V<C> tie = i + n < length ? t.rho[i + n] : V<C>{};
-      lambda = advance(tie, lambda, g * t.s[i]);
-      add_to<C>(g_sum + i, g);
-      add_to<C>(gx_sum + i, g * load<C>(xs + i));
-      if (i > 0) add_to<C>(by_logit_sum + i, lambda * load<C>(sources + i));
-      if (p.deps.data) store<C>(eps + i, i > 0 ? t.c[i] * lambda : lambda);
-    }
-    if (p.deps.data) write_across<C>(p.deps, (s * p.rows + row) * p.steps, rows, p.steps, eps);
+    prefetch_rows(p, p.dz, group, s);
+    eps_across<C>(p, keys, group, s, eps);
+    read_across<C>(p, p.dz, group, p.steps, C(0), dz, s);
+    g = add_sample<C>(dz, s, p.samples, length, g_buffer);
+    with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto rho_steps) {
+      if (rho_steps || p.deps.data)
+        adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data);
+      else
+        tangent_across<C, first_sample, scale_steps>(t, eps, dz, length, sum);
+    });
+    if (p.deps.data) write_across<C>(p.deps, group.of_sample(s, p.rows), p.steps, eps);
   }
 
   Run<C> h{h_buffer, 0};
   store<C>(h_buffer, V<C>{});
   if (p.dkl.data) {
-    for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.dkl, row + lane);
     h.step = p.dkl.step;
-    read_across<C>(p.dkl, start, rows, h.step ? p.steps : 1, C(0), h_buffer);
+    read_across<C>(p, p.dkl, group, h.step ? p.steps : 1, C(0), h_buffer);
   }
-  for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.mu, row + lane);
-  read_across<C>(p.mu, start, rows, p.steps, C(0), mu);
-  V<C> gx_row{}, by_logit_row{}, h_row{}, h_tied{};
-  for (int64_t i = 0; i < length; i += n) {
-    add_to<C>(g_sum + i, h[i] * load<C>(mu + i));
-    gx_row += load<C>(gx_sum + i);
-    h_row += h[i];
-    if (p.scale.step) store<C>(gx_sum + i, scale_gradient(p, load<C>(gx_sum + i), h[i], t.s[i]));
-    if (i == 0) continue;
-    by_logit_row += load<C>(by_logit_sum + i);
-    h_tied += h[i];
-    if (p.rho.step) {
-      store<C>(by_logit_sum + i, rho_gradient(p, load<C>(by_logit_sum + i), h[i], t.rho[i], t.c[i]));
-    }
-  }
-  write_across<C>(p.dmu, row * p.steps, rows, p.steps, g_sum);
+  read_across<C>(p, p.mu, group, p.steps, C(0), mu);
+  for (int64_t i = 0; i < length; i += n) store<C>(mu + i, load<C>(g + i) + h[i] * load<C>(mu + i));
+  write_across<C>(p.dmu, group, p.steps, mu);
   if (p.scale.step) {
-    write_across<C>(p.dscale, row * p.steps, rows, p.steps, gx_sum);
+    for (int64_t i = 0; i < length; i += n) {
+      store<C>(sum.gx + i, scale_gradient(p, load<C>(sum.gx + i), h[i], t.s[i]));
+    }
+    write_across<C>(p.dscale, group, p.steps, sum.gx);
   } else {
-    store<C>(gx_sum, scale_gradient(p, gx_row, h_row, params.s));
-    write_run<C>(p.dscale, row, rows, gx_sum);
+    store<C>(sum.gx, scale_gradient(p, sum.gx_row, sum_across(h, 0, p.steps), params.s));
+    write_run<C>(p.dscale, group.first, group.rows, sum.gx);
   }
   if (p.rho.step) {
-    write_across<C>(p.drho, row * (p.steps - 1), rows, p.steps - 1, by_logit_sum + n);
+    for (int64_t i = n; i < length; i += n) {
+      store<C>(sum.by_logit + i, rho_gradient(p, load<C>(sum.by_logit + i), h[i], t.rho[i], t.c[i]));
+    }
+    write_across<C>(p.drho, group, p.steps - 1, sum.by_logit + n);
   } else {
-    store<C>(by_logit_sum, rho_gradient(p, by_logit_row, h_tied, params.rho, params.c));
-    write_run<C>(p.drho, row, rows, by_logit_sum);
+    store<C>(sum.by_logit,
+             rho_gradient(p, sum.by_logit_row, sum_across(h, 1, p.steps), params.rho, params.c));
+    write_run<C>(p.drho, group.first, group.rows, sum.by_logit);
   }
 }
 
@@ -386,23 +423,18 @@ template <class C>
 void backward_rows(const Backward& p, int64_t begin, int64_t end) {
   const LaneKeys keys = lane_keys(p.noise.seed);
   Relay relay(p.samples, tiles_of(p), false);
-  for (int64_t row = begin; row < end; row += Lanes<C>::n) {
-    const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
-    const PerRow<C> params(p, row, rows);
-    if (p.steps < kShortRow) {
-      backward_across(p, keys, params, row, rows);
-      continue;
-    }
-    for (int lane = 0; lane < rows; ++lane) {
+  over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
+    if (p.steps < kShortRow) return backward_across(p, keys, params, group);
+    for (int lane = 0; lane < group.rows; ++lane) {
       relay.begin_row();
-      backward_along(p, keys, params, lane, row + lane, relay);
+      backward_along(p, keys, params, lane, group.first + lane, relay);
     }
-  }
+  });
 }
 
 template <class C>
 void backward_shared(const Backward& p, int64_t row, Relay& relay) {
-  backward_along(p, lane_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
+  backward_along(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

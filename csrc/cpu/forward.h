@@ -130,18 +130,12 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
 }
 
 template <class C>
-RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, int64_t row, int rows, int64_t sample,
-                              C* to) {
-  constexpr int n = Lanes<C>::n;
+RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group group, int64_t sample, C* to) {
   if (p.eps.data) {
-    int64_t start[n];
-    for (int lane = 0; lane < rows; ++lane) {
-      start[lane] = sample * p.eps.sample_stride + row_start(p.lead, p.eps, row + lane);
-    }
-    read_across<C>(p.eps, start, rows, p.steps, C(0), to);
+    read_across<C>(p, p.eps, group, p.steps, C(0), to, sample);
   } else {
     U64 ids[2]{};
-    rows_across<C>(static_cast<uint64_t>(row), ids);
+    rows_across<C>(static_cast<uint64_t>(group.first), ids);
     for (U64& id : ids) {
       id = noise_row(p.noise.row_offset, id, static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
     }
@@ -155,27 +149,24 @@ using ShortBuffer = C[(kShortRow + 8) * Lanes<C>::n];
 // A group of short rows, a row a lane: their parameters step by step.
 template <class C>
 struct AcrossParameters {
-  alignas(64) ShortBuffer<C> s_buffer, log_s_buffer, rho_buffer, c_buffer, minus_log_c_buffer;
-  Run<C> s, log_s, rho, c, minus_log_c;  // indexed by k * n; rho[k] ties k - 1 and k, for k in [1, steps)
+  alignas(64) ShortBuffer<C> s_buffer, kl_of_s_buffer, rho_buffer, c_buffer, minus_log_c_buffer;
+  Run<C> s, kl_of_s, rho, c, minus_log_c;  // indexed by k * n; rho[k] ties k - 1 and k, for k in [1, steps)
 
-  RHOVAE_INLINE AcrossParameters(const Problem& p, const PerRow<C>& row, int64_t first, int rows) {
+  RHOVAE_INLINE AcrossParameters(const Problem& p, const PerRow<C>& row, Group group) {
     constexpr int n = Lanes<C>::n;
-    int64_t start[n];
     if (p.scale.step) {
-      for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.scale, first + lane);
-      read_across<C>(p.scale, start, rows, p.steps, neutral_scale<C>(p.logits), s_buffer);
+      read_across<C>(p, p.scale, group, p.steps, neutral_scale<C>(p.logits), s_buffer);
       for (int64_t i = 0; i < p.steps * n; i += n) {
         const Scale<V<C>> v = scale_of<C>(p.logits, load<C>(s_buffer + i));
         store<C>(s_buffer + i, v.s);
-        store<C>(log_s_buffer + i, v.log_s);
+        store<C>(kl_of_s_buffer + i, kl_of_scale(v.s, v.log_s));
       }
     } else {
       store<C>(s_buffer, row.s);
-      store<C>(log_s_buffer, row.log_s);
+      store<C>(kl_of_s_buffer, kl_of_scale(row.s, row.log_s));
     }
     if (p.rho.step) {
-      for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.rho, first + lane);
-      read_across<C>(p.rho, start, rows, p.steps - 1, C(0), rho_buffer + n);
+      read_across<C>(p, p.rho, group, p.steps - 1, C(0), rho_buffer + n);
       for (int64_t i = n; i < p.steps * n; i += n) {
         const Correlation<V<C>> v = correlation_of<C>(p.logits, load<C>(rho_buffer + i));
         store<C>(rho_buffer + i, v.rho);
@@ -187,52 +178,59 @@ struct AcrossParameters {
       store<C>(c_buffer, row.c);
       store<C>(minus_log_c_buffer, row.minus_log_c);
     }
-    s = {s_buffer, p.scale.step}, log_s = {log_s_buffer, p.scale.step};
+    s = {s_buffer, p.scale.step}, kl_of_s = {kl_of_s_buffer, p.scale.step};
     rho = {rho_buffer, p.rho.step}, c = {c_buffer, p.rho.step},
     minus_log_c = {minus_log_c_buffer, p.rho.step};
   }
 };
 
+// Over the steps [first, last), a row a lane.
 template <class C>
-void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& params, int64_t row, int rows) {
+RHOVAE_INLINE V<C> sum_across(const Run<C>& run, int64_t first, int64_t last) {
+  constexpr int n = Lanes<C>::n;
+  if (!run.step) return static_cast<C>(last - first) * run[0];
+  V<C> sum{};
+  for (int64_t k = first; k < last; ++k) sum += run[k * n];
+  return sum;
+}
+
+template <class C>
+void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& params, Group group) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
-  const AcrossParameters<C> t(p, params, row, rows);
+  const AcrossParameters<C> t(p, params, group);
   alignas(64) ShortBuffer<C> mu, eps, out;
-  int64_t start[n];
-  for (int lane = 0; lane < rows; ++lane) start[lane] = row_start(p.lead, p.mu, row + lane);
-  prefetch_rows(p, p.mu, start, rows);
+  prefetch_rows(p, p.mu, group);
   if (p.z.data) {
-    prefetch_run(p.z, row * p.steps, rows * p.steps);
-    eps_across<C>(p, keys, row, rows, 0, eps);
+    prefetch_rows(p.z, p.steps, group);
+    eps_across<C>(p, keys, group, 0, eps);
   }
-  read_across<C>(p.mu, start, rows, p.steps, C(0), mu);
+  read_across<C>(p, p.mu, group, p.steps, C(0), mu);
 
-  if (p.kl_kind != Kl::None) {
-    V<C> sum{};
+  if (p.kl_kind == Kl::PerRow) {
+    V<C> squares{};
+    for (int64_t i = 0; i < length; i += n) squares += load<C>(mu + i) * load<C>(mu + i);
+    store<C>(out, kl_of_means(squares) + sum_across(t.kl_of_s, 0, p.steps) +
+                      sum_across(t.minus_log_c, 1, p.steps));
+    write_run<C>(p.kl, group.first, group.rows, out);
+  }
+  if (p.kl_kind == Kl::PerStep) {
     for (int64_t i = 0; i < length; i += n) {
-      V<C> kl = kl_of_mean(load<C>(mu + i)) + kl_of_scale(t.s[i], t.log_s[i]);
-      if (i > 0) kl += t.minus_log_c[i];
-      sum += kl;
-      store<C>(out + i, kl);
+      const V<C> kl = kl_of_mean(load<C>(mu + i)) + t.kl_of_s[i];
+      store<C>(out + i, i > 0 ? kl + t.minus_log_c[i] : kl);
     }
-    if (p.kl_kind == Kl::PerStep)
-      write_across<C>(p.kl, row * p.steps, rows, p.steps, out);
-    else {
-      store<C>(out, sum);
-      write_run<C>(p.kl, row, rows, out);
-    }
+    write_across<C>(p.kl, group, p.steps, out);
   }
   if (!p.z.data) return;
   for (int64_t s = 0; s < p.samples; ++s) {
-    if (s > 0) eps_across<C>(p, keys, row, rows, s, eps);
+    if (s > 0) eps_across<C>(p, keys, group, s, eps);
     V<C> x = load<C>(eps);
     store<C>(out, sample(load<C>(mu), t.s[0], x));
     for (int64_t i = n; i < length; i += n) {
       x = advance(t.rho[i], x, innovation(t.c[i], load<C>(eps + i)));
       store<C>(out + i, sample(load<C>(mu + i), t.s[i], x));
     }
-    write_across<C>(p.z, (s * p.rows + row) * p.steps, rows, p.steps, out);
+    write_across<C>(p.z, group.of_sample(s, p.rows), p.steps, out);
   }
 }
 
@@ -240,26 +238,21 @@ template <class C>
 void forward_rows(const Forward& p, int64_t begin, int64_t end) {
   const LaneKeys keys = lane_keys(p.noise.seed);
   Relay relay(p.samples, 0, false);
-  for (int64_t row = begin; row < end; row += Lanes<C>::n) {
-    const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
-    const PerRow<C> params(p, row, rows);
-    if (p.steps < kShortRow) {
-      forward_across(p, keys, params, row, rows);
-      continue;
-    }
+  over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
+    if (p.steps < kShortRow) return forward_across(p, keys, params, group);
     with_sample_type<C>(p.mu.type, [&](auto as) {
-      for (int lane = 0; lane < rows; ++lane) {
+      for (int lane = 0; lane < group.rows; ++lane) {
         relay.begin_row();
-        forward_along<C, decltype(as)>(p, keys, params, lane, row + lane, relay);
+        forward_along<C, decltype(as)>(p, keys, params, lane, group.first + lane, relay);
       }
     });
-  }
+  });
 }
 
 template <class C>
 void forward_shared(const Forward& p, int64_t row, Relay& relay) {
   with_sample_type<C>(p.mu.type, [&](auto as) {
-    forward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, row, 1), 0, row, relay);
+    forward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay);
   });
 }
 

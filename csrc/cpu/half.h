@@ -6,27 +6,36 @@
 
 namespace rhovae::RHOVAE_ISA {
 
-#if RHOVAE_X86_64_LEVEL == 4
-// Not part of x86-64-v4, though most processors that have this level have it; it takes numbers below
-// float32's normal ones for zero.
-inline const bool kHasBFloat16Instruction = __builtin_cpu_supports("avx512bf16");
-#endif
-
 struct BFloat16 {
-  static RHOVAE_INLINE F32 widen(HalfU16 h) { return (F32)(__builtin_convertvector(h, U32) << 16); }
-  static RHOVAE_INLINE HalfU16 narrow(F32 v) {
+  static RHOVAE_INLINE F32 widen(HalfU16 h) {
 #if RHOVAE_X86_64_LEVEL == 4
-    if (kHasBFloat16Instruction) {
-      HalfU16 h;
-      __asm__("vcvtneps2bf16 %1, %0" : "=v"(h) : "v"(v));
-      return h;
-    }
+    // Into the upper half of every lane at once.
+    const __m512i places = (__m512i)(iota<float>() << 16);
+    return (F32)_mm512_maskz_permutexvar_epi16(0xAAAAAAAAu, places, _mm512_castsi256_si512((__m256i)h));
+#else
+    return (F32)(__builtin_convertvector(h, U32) << 16);
 #endif
+  }
+  static RHOVAE_INLINE HalfU16 narrow(F32 v) {
     const U32 u = (U32)v;
     const U32 rounded = u + 0x7FFFu + (u >> 16 & 1u);
     return __builtin_convertvector((v == v ? rounded : (u | 0x400000u)) >> 16, HalfU16);  // NaN stays NaN
   }
 };
+
+#if RHOVAE_X86_64_LEVEL == 4
+// Not part of x86-64-v4, though most processors that have this level have it; it takes numbers below
+// float32's normal ones for zero.
+inline const bool kHasBFloat16Instruction = __builtin_cpu_supports("avx512bf16");
+
+struct BFloat16ByInstruction : BFloat16 {
+  static RHOVAE_INLINE HalfU16 narrow(F32 v) {
+    HalfU16 h;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(h) : "v"(v));
+    return h;
+  }
+};
+#endif
 
 struct Float16 {
 #if RHOVAE_X86_64_LEVEL == 4

@@ -145,19 +145,17 @@ using LogProbAlong = void (*)(const P&, const PerRow<C>&, int, int64_t, Relay&);
 template <class C, class P>
 RHOVAE_INLINE void log_prob_rows(const P& p, int64_t begin, int64_t end, LogProbAlong<C, P> along) {
   Relay relay(1, 0, false);
-  for (int64_t row = begin; row < end; row += Lanes<C>::n) {
-    const int rows = static_cast<int>(end - row < Lanes<C>::n ? end - row : Lanes<C>::n);
-    const PerRow<C> params(p, row, rows);
-    for (int lane = 0; lane < rows; ++lane) {
+  over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
+    for (int lane = 0; lane < group.rows; ++lane) {
       relay.begin_row();
-      along(p, params, lane, row + lane, relay);
+      along(p, params, lane, group.first + lane, relay);
     }
-  }
+  });
 }
 
 template <class C, class P>
 RHOVAE_INLINE void log_prob_shared(const P& p, int64_t row, Relay& relay, LogProbAlong<C, P> along) {
-  along(p, PerRow<C>(p, row, 1), 0, row, relay);
+  along(p, PerRow<C>(p, {row, 1}), 0, row, relay);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

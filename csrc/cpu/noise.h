@@ -29,7 +29,7 @@ struct Counters {
   template <class F>
   static RHOVAE_INLINE Word each(const F& f) {
     Word word;
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < m; ++i) word.v[i] = f(i);
     return word;
   }
@@ -80,7 +80,7 @@ RHOVAE_INLINE void draw_along(const LaneKeys& keys, uint64_t position, uint64_t 
       keys, [&](int i) { return lane + (position + static_cast<uint64_t>(i * kCounters)); },
       [&](int) { return U64{} + row; });
   const auto& w = block.w;
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int i = 0; i < m; ++i) {
     V<C> even, odd;
     if constexpr (sizeof(C) == 4) {
@@ -94,17 +94,33 @@ RHOVAE_INLINE void draw_along(const LaneKeys& keys, uint64_t position, uint64_t 
   }
 }
 
-// out[0 .. count), and past it up to a multiple of what kSideBySide registers give.
-template <class C, int m = kSideBySide>
+// draw(at, m) for m units from unit `at` on, m a constant: `side_by_side` of them again and again, and the
+// last ones, up to half as many more, together: a few alone would leave the processor waiting.
+template <int most, class Draw>
+RHOVAE_INLINE void draw_last(int64_t at, int64_t units, const Draw& draw) {
+  if constexpr (most > 1) {
+    if (units < most) return draw_last<most - 1>(at, units, draw);
+  }
+  draw(at, std::integral_constant<int, most>{});
+}
+template <int side_by_side, class Draw>
+RHOVAE_INLINE void draw_units(int64_t units, const Draw& draw) {
+  constexpr int most = side_by_side + side_by_side / 2;
+  int64_t at = 0;
+  for (; units - at > most || units - at == side_by_side; at += side_by_side) {
+    draw(at, std::integral_constant<int, side_by_side>{});
+  }
+  if (at < units) draw_last<most>(at, units - at, draw);
+}
+
+// out[0 .. count), count > 0, and past it up to a multiple of what a register gives.
+template <class C>
 RHOVAE_ALONE void normals_along(const LaneKeys& keys, uint64_t position, uint64_t row, C* out,
                                 int64_t count) {
   constexpr int unit = 2 * Lanes<C>::n;
-  for (; count > m / 2 * unit; count -= m * unit, out += m * unit, position += m * kCounters) {
-    draw_along<C, m>(keys, position, row, out);
-  }
-  if constexpr (m > 1) {
-    if (count > 0) normals_along<C, m / 2>(keys, position, row, out, count);
-  }
+  draw_units<kSideBySide>((count + unit - 1) / unit, [&](int64_t at, auto m) RHOVAE_INLINE_BODY {
+    draw_along<C, m>(keys, position + static_cast<uint64_t>(at * kCounters), row, out + at * unit);
+  });
 }
 
 // Across rows: m registers of counters. float32 has two for its lanes, the even ones and the odd ones
@@ -117,7 +133,7 @@ RHOVAE_INLINE void draw_across(const LaneKeys& keys, uint64_t position, const U6
       keys, [&](int i) { return U64{} + (position + static_cast<uint64_t>(i / parts)); },
       [&](int i) { return rows[i % parts]; });
   const auto& w = block.w;
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int i = 0; i < m; i += parts) {
     V<C> first, second;
     if constexpr (sizeof(C) == 4) {
@@ -137,20 +153,16 @@ RHOVAE_INLINE void draw_across(const LaneKeys& keys, uint64_t position, const U6
   }
 }
 
-// A row a lane: out[k * n + lane] for k in [0, count), and past it up to a multiple of what kSideBySide
-// registers give.
-template <class C, int m = kSideBySide>
+// A row a lane: out[k * n + lane] for k in [0, count), count > 0, and past it up to a multiple of
+// kNormalsPerBlock.
+template <class C>
 RHOVAE_ALONE void normals_across(const LaneKeys& keys, uint64_t position, const U64 (&rows)[2], C* out,
                                  int64_t count) {
-  constexpr int n = Lanes<C>::n, parts = n / kCounters, blocks = m / parts,
-                steps = blocks * kNormalsPerBlock<C>;
-  constexpr int64_t least = m == parts ? 0 : steps / 2;
-  for (; count > least; count -= steps, out += steps * n, position += static_cast<uint64_t>(blocks)) {
-    draw_across<C, m>(keys, position, rows, out, count);
-  }
-  if constexpr (m > parts) {
-    if (count > 0) normals_across<C, m / 2>(keys, position, rows, out, count);
-  }
+  constexpr int n = Lanes<C>::n, parts = n / kCounters, steps = kNormalsPerBlock<C>;
+  draw_units<kSideBySide / parts>((count + steps - 1) / steps, [&](int64_t at, auto m) RHOVAE_INLINE_BODY {
+    draw_across<C, m * parts>(keys, position + static_cast<uint64_t>(at), rows, out + at * steps * n,
+                              count - at * steps);
+  });
 }
 
 // Rows from `first` on, a row a lane, in the order in which draw_across takes them.

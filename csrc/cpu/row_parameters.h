@@ -30,29 +30,45 @@ template <class C>
 struct PerRow {
   V<C> s, log_s, rho, c, minus_log_c;
 
-  RHOVAE_INLINE PerRow(const Problem& p, int64_t row, int rows) {
+  RHOVAE_INLINE PerRow(const Problem& p, Group group) {
     const V<C> scale = p.scale.step ? splat<C>(neutral_scale<C>(p.logits))
-                                    : values(p, p.scale, row, rows, neutral_scale<C>(p.logits));
-    const V<C> correlation = p.rho.step ? V<C>{} : values(p, p.rho, row, rows, C(0));
+                                    : values(p, p.scale, group, neutral_scale<C>(p.logits));
+    const V<C> correlation = p.rho.step ? V<C>{} : values(p, p.rho, group, C(0));
     const Scale<V<C>> a = scale_of<C>(p.logits, scale);
     const Correlation<V<C>> b = correlation_of<C>(p.logits, correlation);
     s = a.s, log_s = a.log_s, rho = b.rho, c = b.c, minus_log_c = b.minus_log_c;
   }
 
  private:
-  static RHOVAE_INLINE V<C> values(const Problem& p, const Operand& from, int64_t row, int rows, C neutral) {
+  static RHOVAE_INLINE V<C> values(const Problem& p, const Operand& from, Group group, C neutral) {
     alignas(kBytes) C buffer[Lanes<C>::n];
     store<C>(buffer, splat<C>(neutral));
-    if (p.lead.axes == 1 && from.stride[0] == 1 && rows == Lanes<C>::n) {
-      read_run<C>(from, row, rows, buffer);
+    if (p.lead.axes == 1 && from.stride[0] == 1 && group.rows == Lanes<C>::n) {
+      read_run<C>(from, group.first, group.rows, buffer);
     } else {
-      for (int lane = 0; lane < rows; ++lane) {
-        buffer[lane] = read_one<C>(from, row_start(p.lead, from, row + lane));
+      for (int lane = 0; lane < group.rows; ++lane) {
+        buffer[lane] = read_one<C>(from, row_start(p.lead, from, group.first + lane));
       }
     }
     return load<C>(buffer);
   }
 };
+
+// f(params, group) for every group of n rows. Two groups' parameters are worked out together: each is a long
+// chain of operations that wait for one another, and leaves room for a second.
+template <class C, class F>
+RHOVAE_INLINE void over_groups(const Problem& p, int64_t begin, int64_t end, const F& f) {
+  constexpr int n = Lanes<C>::n;
+  const auto group_from = [&](int64_t first) -> Group {
+    const int64_t rows = first < end ? end - first : 0;
+    return {first, static_cast<int>(rows < n ? rows : n)};
+  };
+  for (int64_t row = begin; row < end; row += 2 * n) {
+    const Group groups[2] = {group_from(row), group_from(row + n)};
+    const PerRow<C> params[2] = {{p, groups[0]}, {p, groups[1]}};
+    for (int i = 0; i < 2 && groups[i].rows > 0; ++i) f(params[i], groups[i]);
+  }
+}
 
 using cpu::kShortRow;
 using cpu::kTile;

@@ -9,55 +9,41 @@
 
 namespace rhovae::RHOVAE_ISA {
 
-// How a tensor holds its values: `load` and `store` move the first `count` lanes of a register.
+// How a tensor holds its values: `load` and `store` move the first `count` lanes of a register, an int or a
+// Part.
 template <class C>
 struct AsIs {
   using Value = C;
-  static RHOVAE_INLINE V<C> load(const C* from, int count) { return load_some<C>(from, count); }
-  static RHOVAE_INLINE void store(C* to, V<C> v, int count) { store_some<C>(to, v, count); }
+  template <class Count>
+  static RHOVAE_INLINE V<C> load(const C* from, Count count) {
+    return load_some(from, count);
+  }
+  template <class Count>
+  static RHOVAE_INLINE void store(C* to, V<C> v, Count count) {
+    store_some(to, v, count);
+  }
 };
-// A type narrower than the arithmetic's: half a register, or less of it.
-template <class Narrow, class Value>
-RHOVAE_INLINE Narrow load_narrow(const Value* from, int count) {
-  constexpr int lanes = sizeof(Narrow) / sizeof(Value);
-  Narrow v;
-  if (count >= lanes) {
-    std::memcpy(&v, from, sizeof v);
-  } else {
-    Value values[lanes] = {};
-    copy_some<Value, lanes>(values, from, count);
-    std::memcpy(&v, values, sizeof v);
-  }
-  return v;
-}
-template <class Narrow, class Value>
-RHOVAE_INLINE void store_narrow(Value* to, Narrow v, int count) {
-  constexpr int lanes = sizeof(Narrow) / sizeof(Value);
-  if (count >= lanes) {
-    std::memcpy(to, &v, sizeof v);
-  } else {
-    Value values[lanes];
-    std::memcpy(values, &v, sizeof v);
-    copy_some<Value, lanes>(to, values, count);
-  }
-}
 template <class Half>
 struct AsHalf {
   using Value = uint16_t;
-  static RHOVAE_INLINE F32 load(const uint16_t* from, int count) {
-    return Half::widen(load_narrow<HalfU16>(from, count));
+  template <class Count>
+  static RHOVAE_INLINE F32 load(const uint16_t* from, Count count) {
+    return Half::widen(load_some<uint16_t, HalfU16>(from, count));
   }
-  static RHOVAE_INLINE void store(uint16_t* to, F32 v, int count) {
-    store_narrow(to, Half::narrow(v), count);
+  template <class Count>
+  static RHOVAE_INLINE void store(uint16_t* to, F32 v, Count count) {
+    store_some(to, Half::narrow(v), count);
   }
 };
 struct AsSingle {  // float32 under float64
   using Value = float;
-  static RHOVAE_INLINE F64 load(const float* from, int count) {
-    return __builtin_convertvector(load_narrow<HalfF32>(from, count), F64);
+  template <class Count>
+  static RHOVAE_INLINE F64 load(const float* from, Count count) {
+    return __builtin_convertvector((load_some<float, HalfF32>(from, count)), F64);
   }
-  static RHOVAE_INLINE void store(float* to, F64 v, int count) {
-    store_narrow(to, __builtin_convertvector(v, HalfF32), count);
+  template <class Count>
+  static RHOVAE_INLINE void store(float* to, F64 v, Count count) {
+    store_some(to, __builtin_convertvector(v, HalfF32), count);
   }
 };
 
@@ -69,7 +55,11 @@ template <class C, class F>
 RHOVAE_INLINE void with_type(Type type, const F& f) {
   if (type == kTypeOf<C>) return f(AsIs<C>{});
   if constexpr (sizeof(C) == 4) {
-    type == Type::BFloat16 ? f(AsHalf<BFloat16>{}) : f(AsHalf<Float16>{});
+    if (type == Type::Float16) return f(AsHalf<Float16>{});
+#if RHOVAE_X86_64_LEVEL == 4
+    if (kHasBFloat16Instruction) return f(AsHalf<BFloat16ByInstruction>{});
+#endif
+    f(AsHalf<BFloat16>{});
   } else {
     f(AsSingle{});
   }
@@ -153,6 +143,16 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
   for (int64_t k = count; k % Lanes<C>::n != 0; ++k) run[k] = neutral;
 }
 
+// Rows that share a register, a row a lane.
+struct Group {
+  int64_t first;
+  int rows;
+  // Its place in an output of (samples, rows, steps).
+  RHOVAE_INLINE Group of_sample(int64_t sample, int64_t all_rows) const {
+    return {sample * all_rows + first, rows};
+  }
+};
+
 // Asks for short rows early: a group of them is wanted all at once, and drawing its noise takes as long as
 // they take to come. Into the second-level cache: the first has room for too few requests, and the others
 // would hold up the noise.
@@ -162,38 +162,69 @@ RHOVAE_INLINE void prefetch(const void* data, int64_t start, int64_t count, int6
   const char* run = static_cast<const char*>(data) + start * size;
   for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, write, kSecondLevel);
 }
-RHOVAE_INLINE void prefetch_run(const Output& to, int64_t start, int64_t count) {
-  prefetch<1>(to.data, start, count, size_of(to.type));
+// Groups that follow one another, if they are small, come unasked: the processor sees where this leads.
+template <int write>
+RHOVAE_INLINE void prefetch_group(const void* data, int64_t start, int64_t count, int64_t size) {
+  constexpr int64_t foreseen = 1536;
+  if (count * size > foreseen) prefetch<write>(data, start, count, size);
 }
-RHOVAE_INLINE void prefetch_rows(const Problem& p, const Operand& from, const int64_t* start, int rows) {
-  const int64_t size = size_of(from.type);
+RHOVAE_INLINE void prefetch_rows(const Output& to, int64_t steps, Group group) {
+  prefetch_group<1>(to.data, group.first * steps, group.rows * steps, size_of(to.type));
+}
+RHOVAE_ALONE inline void prefetch_rows(const Problem& p, const Operand& from, Group group,
+                                       int64_t sample = 0) {
+  const int64_t size = size_of(from.type), start = sample * from.sample_stride;
   if (p.lead.axes == 1 && from.stride[0] == p.steps) {  // one after the other
-    prefetch<0>(from.data, start[0], rows * p.steps, size);
+    prefetch_group<0>(from.data, start + group.first * p.steps, group.rows * p.steps, size);
   } else {
-    for (int lane = 0; lane < rows; ++lane) prefetch<0>(from.data, start[lane], p.steps, size);
+    for (int lane = 0; lane < group.rows; ++lane) {
+      prefetch<0>(from.data, start + row_start(p.lead, from, group.first + lane), p.steps, size);
+    }
   }
 }
 
-// to[k * n + lane] = row lane's step k, for `rows` lanes; `neutral` in the others. Whole blocks of n steps
-// are written: zeros past `steps`.
+// f(rows, left) for a block of n rows by n steps: what is whole as a constant, a row's last steps as a Part.
+template <class C, class F>
+RHOVAE_INLINE void with_block(int rows, int64_t left, const F& f) {
+  constexpr std::integral_constant<int, Lanes<C>::n> all;
+  if (rows < all) return f(rows, static_cast<int>(left));
+  left < all ? f(all, Part{static_cast<int>(left)}) : f(all, all);
+}
+
+// Where the rows of a group begin in the tensor.
 template <class C>
-RHOVAE_INLINE void read_across(const Operand& from, const int64_t* start, int rows, int64_t steps, C neutral,
-                               C* to) {
+RHOVAE_INLINE void row_starts(const Problem& p, const Operand& from, Group group, int64_t sample,
+                              int64_t (&start)[Lanes<C>::n]) {
+  const int64_t offset = sample * from.sample_stride;
+  if (p.lead.axes == 1) {
+    for (int lane = 0; lane < Lanes<C>::n; ++lane) {
+      start[lane] = offset + (group.first + lane) * from.stride[0];
+    }
+  } else {
+    for (int lane = 0; lane < group.rows; ++lane) {
+      start[lane] = offset + row_start(p.lead, from, group.first + lane);
+    }
+  }
+}
+
+// to[k * n + lane] = row lane's step k, for a group of rows; `neutral` in the lanes without one. Whole blocks
+// of n steps are written: zeros past `steps`.
+template <class C>
+RHOVAE_ALONE void read_across(const Problem& p, const Operand& from, Group group, int64_t steps, C neutral,
+                              C* to, int64_t sample = 0) {
   constexpr int n = Lanes<C>::n;
-  with_type<C>(from.type, [&](auto as) {
+  int64_t start[n];
+  row_starts<C>(p, from, group, sample, start);
+  with_type<C>(from.type, [&](auto as) RHOVAE_INLINE_BODY {
     const auto* at = values_of<decltype(as)>(from, 0);
     for (int64_t k = 0; k < steps; k += n) {
-      const int left = static_cast<int>(steps - k);
       V<C> block[n];
-      if (rows == n && left >= n) {
-#pragma GCC unroll 16
-        for (int lane = 0; lane < n; ++lane) block[lane] = as.load(at + start[lane] + k, n);
-      } else {
+      with_block<C>(group.rows, steps - k, [&](auto rows, auto left) RHOVAE_INLINE_BODY {
 #pragma GCC unroll 16
         for (int lane = 0; lane < n; ++lane) {
           block[lane] = lane < rows ? as.load(at + start[lane] + k, left) : splat<C>(neutral);
         }
-      }
+      });
       transpose<C>(block);
 #pragma GCC unroll 16
       for (int i = 0; i < n; ++i) store<C>(to + (k + i) * n, block[i]);
@@ -201,27 +232,23 @@ RHOVAE_INLINE void read_across(const Operand& from, const int64_t* start, int ro
   });
 }
 
-// The converse: rows of `steps` values, one after the other from `start` on.
+// The converse, to rows of `steps` values, one after the other.
 template <class C>
-RHOVAE_INLINE void write_across(const Output& to, int64_t start, int rows, int64_t steps, const C* from) {
+RHOVAE_ALONE void write_across(const Output& to, Group group, int64_t steps, const C* from) {
   constexpr int n = Lanes<C>::n;
-  with_type<C>(to.type, [&](auto as) {
-    auto* at = values_of<decltype(as)>(to, start);
+  with_type<C>(to.type, [&](auto as) RHOVAE_INLINE_BODY {
+    auto* at = values_of<decltype(as)>(to, group.first * steps);
     for (int64_t k = 0; k < steps; k += n) {
-      const int left = static_cast<int>(steps - k);
       V<C> block[n];
 #pragma GCC unroll 16
       for (int i = 0; i < n; ++i) block[i] = load<C>(from + (k + i) * n);
       transpose<C>(block);
-      if (rows == n && left >= n) {
-#pragma GCC unroll 16
-        for (int lane = 0; lane < n; ++lane) as.store(at + lane * steps + k, block[lane], n);
-      } else {
+      with_block<C>(group.rows, steps - k, [&](auto rows, auto left) RHOVAE_INLINE_BODY {
 #pragma GCC unroll 16
         for (int lane = 0; lane < n; ++lane) {
           if (lane < rows) as.store(at + lane * steps + k, block[lane], left);
         }
-      }
+      });
     }
   });
 }

@@ -73,6 +73,11 @@ RHOVAE_INLINE void store(C* to, V<C> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// The first lanes of a register, fewer than it has: known where this is made, so that no load or store asks.
+struct Part {
+  int lanes;
+};
+
 // The first `count` of up to `size` values, by powers of two: a copy of any length would be a call.
 template <class T, int size>
 RHOVAE_INLINE void copy_some(T* to, const T* from, int count) {
@@ -83,45 +88,70 @@ RHOVAE_INLINE void copy_some(T* to, const T* from, int count) {
   }
 }
 
-// The first `count` lanes, the rest zero: nothing past them is touched.
-template <class C>
-RHOVAE_INLINE V<C> load_some(const C* from, int count) {
-  if (count >= Lanes<C>::n) return load(from);
+// The first lanes of a register, or of half a one, the rest zero: nothing past them is touched.
+template <class T, class Vector = V<T>>
+RHOVAE_INLINE Vector load_some(const T* from, Part part) {
 #if RHOVAE_X86_64_LEVEL == 4
-  if constexpr (sizeof(C) == 4)
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), from);
+  const uint32_t mask = (1u << part.lanes) - 1u;
+  if constexpr (sizeof(T) == 2)
+    return (Vector)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from);
+  else if constexpr (sizeof(Vector) < kBytes)
+    return (Vector)_mm256_maskz_loadu_ps(static_cast<__mmask8>(mask), from);
+  else if constexpr (sizeof(T) == 4)
+    return (Vector)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
   else
-    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1u), from);
+    return (Vector)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from);
 #else
-  C v[Lanes<C>::n] = {};
-  copy_some<C, Lanes<C>::n>(v, from, count);
-  return load(v);
+  constexpr int lanes = sizeof(Vector) / sizeof(T);
+  T values[lanes] = {};
+  copy_some<T, lanes>(values, from, part.lanes);
+  Vector v;
+  std::memcpy(&v, values, sizeof v);
+  return v;
 #endif
 }
+template <class T, class Vector = V<T>>
+RHOVAE_INLINE Vector load_some(const T* from, int count) {
+  constexpr int lanes = sizeof(Vector) / sizeof(T);
+  if (count < lanes) return load_some<T, Vector>(from, Part{count});
+  Vector v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
 
-template <class C>
-RHOVAE_INLINE void store_some(C* to, V<C> v, int count) {
-  if (count >= Lanes<C>::n) return store(to, v);
+template <class T, class Vector>
+RHOVAE_INLINE void store_some(T* to, Vector v, Part part) {
 #if RHOVAE_X86_64_LEVEL == 4
-  if constexpr (sizeof(C) == 4)
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1u), v);
+  const uint32_t mask = (1u << part.lanes) - 1u;
+  if constexpr (sizeof(T) == 2)
+    _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), (__m256i)v);
+  else if constexpr (sizeof(Vector) < kBytes)
+    _mm256_mask_storeu_ps(to, static_cast<__mmask8>(mask), (__m256)v);
+  else if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), (__m512)v);
   else
-    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1u), v);
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), (__m512d)v);
 #else
-  C values[Lanes<C>::n];
-  store(values, v);
-  copy_some<C, Lanes<C>::n>(to, values, count);
+  constexpr int lanes = sizeof(Vector) / sizeof(T);
+  T values[lanes];
+  std::memcpy(values, &v, sizeof v);
+  copy_some<T, lanes>(to, values, part.lanes);
 #endif
+}
+template <class T, class Vector>
+RHOVAE_INLINE void store_some(T* to, Vector v, int count) {
+  constexpr int lanes = sizeof(Vector) / sizeof(T);
+  count < lanes ? store_some(to, v, Part{count}) : static_cast<void>(std::memcpy(to, &v, sizeof v));
 }
 
 // f(i, left) for every register of a run, i its first step, left how many of its lanes are the run's own: a
-// constant for all but the last, so that the loads and stores of the others have nothing to ask.
+// constant for all but the last, a Part for that one.
 template <class C, class F>
 RHOVAE_INLINE void over_registers(int64_t count, const F& f) {
   constexpr int n = Lanes<C>::n;
   int64_t i = 0;
   for (; i + n <= count; i += n) f(i, std::integral_constant<int, n>{});
-  if (i < count) f(i, static_cast<int>(count - i));
+  if (i < count) f(i, Part{static_cast<int>(count - i)});
 }
 
 // Calls f with the condition as a constant, so that a loop has it settled.
