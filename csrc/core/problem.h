@@ -74,7 +74,7 @@ struct Forward : Problem {
 };
 
 struct Backward : Problem {
-  Operand dz;   // null data: z took no gradient
+  Operand dz;   // of mu's type; null data: z took no gradient
   Operand dkl;  // likewise; step 1 for a gradient per step
   Output dmu, dscale, drho, deps;
 };

@@ -87,10 +87,11 @@ RHOVAE_INLINE void start_chain(const UniformScan<C>& scan, C c_row, const C* eps
 }
 
 // From there x and its tangent together. by_logit collects g_k s_k t_k.
-template <class C, bool first_sample, bool scale_steps>
+template <class C, class As, bool first_sample, bool scale_steps>
 RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
-                                const TileParameters<C, false>& p, const C* eps, const C* xs, const C* dz,
-                                bool row_begins, int64_t count, double (&state)[4], TileGradients<C>& sum) {
+                                const TileParameters<C, false>& p, const C* eps, const C* xs,
+                                const typename As::Value* dz, bool row_begins, int64_t count,
+                                double (&state)[4], TileGradients<C>& sum) {
   V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
   if (row_begins) rho[0] = 0, c[0] = 1;
   V<C> x_carry = splat<C>(static_cast<C>(state[0])), t_carry = splat<C>(static_cast<C>(state[1]));
@@ -99,7 +100,7 @@ RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
     const V<C> e = load<C>(eps + i), x_before = x_carry;
     const V<C> x = scan.join(load<C>(xs + i), x_carry);
     const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
-    const V<C> g = load_some(dz + i, left);
+    const V<C> g = As::load(dz + i, left);
     if constexpr (scale_steps)
       collect<C, first_sample>(sum.gx + i, g * x);
     else
@@ -112,13 +113,13 @@ RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
 }
 
 // The adjoint's value at a tile's first step, for the tile before it; it needs no noise.
-template <class C>
-RHOVAE_INLINE void adjoint_carry(const TileParameters<C, false>& p, const C* dz, int64_t count,
-                                 double& adjoint) {
+template <class C, class As>
+RHOVAE_INLINE void adjoint_carry(const TileParameters<C, false>& p, const typename As::Value* dz,
+                                 int64_t count, double& adjoint) {
   constexpr int n = Lanes<C>::n;
   V<C> lambda = splat<C>(static_cast<C>(adjoint));
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
-    const V<C> source = load_some(dz + i, static_cast<int>(count - i)) * p.s[i];
+    const V<C> source = As::load(dz + i, static_cast<int>(count - i)) * p.s[i];
     scan_down<C>(load<C>(p.rho + i + 1), source, lambda);
   }
   adjoint = static_cast<double>(lambda[0]);
@@ -139,15 +140,16 @@ RHOVAE_INLINE void chain_tile(const TileParameters<C, false>& p, const C* eps, i
 }
 
 // lambda backward over one tile, for any rho.
-template <class C, bool first_sample, bool scale_steps, bool rho_steps>
-RHOVAE_INLINE void adjoint_tile(const TileParameters<C, false>& p, const C* xs, const C* sources, const C* dz,
-                                int64_t count, double lambda_after, TileGradients<C>& sum, C* deps) {
+template <class C, class As, bool first_sample, bool scale_steps, bool rho_steps>
+RHOVAE_INLINE void adjoint_tile(const TileParameters<C, false>& p, const C* xs, const C* sources,
+                                const typename As::Value* dz, int64_t count, double lambda_after,
+                                TileGradients<C>& sum, C* deps) {
   constexpr int n = Lanes<C>::n;
   V<C> carry = splat<C>(static_cast<C>(lambda_after));
   V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
     const int left = static_cast<int>(count - i);
-    const V<C> g = load_some(dz + i, left);
+    const V<C> g = As::load(dz + i, left);
     const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), g * p.s[i], carry);
     const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
     if constexpr (scale_steps)
@@ -173,18 +175,30 @@ RHOVAE_INLINE void with_kinds(const Backward& p, int64_t sample, const F& f) {
   });
 }
 
-// The sum over samples of g; for one sample g itself.
-template <class C>
-RHOVAE_INLINE const C* add_sample(const C* dz, int64_t sample, int64_t samples, int64_t count, C* sum) {
-  if (samples == 1) return dz;
+// Adds g to its sum over samples.
+template <class C, class As>
+RHOVAE_INLINE void add_sample(const typename As::Value* dz, int64_t sample, int64_t count, C* sum) {
   with_constant(sample == 0, [&](auto first) {
     over_registers<C>(count, [&](int64_t i, auto left)
-                                 RHOVAE_INLINE_BODY { collect<C, first>(sum + i, load_some(dz + i, left)); });
+                                 RHOVAE_INLINE_BODY { collect<C, first>(sum + i, As::load(dz + i, left)); });
   });
-  return sum;
 }
 
-template <class C>
+// dL/dmu_k = g_k + h_k mu_k.
+template <class C, class AsG, class As>
+RHOVAE_INLINE void mean_gradient(const typename AsG::Value* g, const Run<C>& h, const typename As::Value* mu,
+                                 int64_t count, const Output& dmu, int64_t start) {
+  with_constant(dmu.type == kTypeOf<C>, [&](auto summed) {  // over rows that share mu, by the caller
+    using To = std::conditional_t<summed, AsIs<C>, As>;
+    auto* to = values_of<To>(dmu, start);
+    over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
+      To::store(to + i, AsG::load(g + i, left) + h[i] * As::load(mu + i, left), left);
+    });
+  });
+}
+
+// As: the type of mu and dz.
+template <class C, class As>
 void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
                     Relay& relay) {
   const bool adjoint = p.rho.step || p.deps.data;
@@ -197,13 +211,13 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   TileParameters<C, false> t;
   TileGradients<C> sum;
   KlGradient<C> kl;
-  alignas(64) TileBuffer<C> dz_buffer, eps_buffer, g_buffer, out, xs, sources;
+  alignas(64) TileBuffer<C> eps_buffer, g_buffer, out, xs, sources;
   const auto count_of = [&](int64_t tile) {
     const int64_t left = p.steps - tile * kTile;
     return left < kTile ? left : kTile;
   };
-  const auto read_dz = [&](int64_t sample, int64_t tile) {
-    return view_run(p.dz, sample * p.dz.sample_stride + dz_start + tile * kTile, count_of(tile), dz_buffer);
+  const auto dz_of = [&](int64_t sample, int64_t tile) {
+    return values_of<As>(p.dz, sample * p.dz.sample_stride + dz_start + tile * kTile);
   };
 
   if (adjoint && p.dz.data) {
@@ -211,10 +225,9 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
       const int64_t tile = tiles - 1 - turn, count = count_of(tile);
       t.read(p, params, lane, scale_start, rho_start, tile * kTile, count, true);
       for (int64_t s = 0; s < p.samples; ++s) {
-        const C* dz = read_dz(s, tile);
         Baton& lambda = relay.adjoint(s);
         lambda.await(turn);
-        adjoint_carry(t, dz, count, lambda.state[0]);
+        adjoint_carry<C, As>(t, dz_of(s, tile), count, lambda.state[0]);
         relay.adjoint_after(tile - 1, s) = lambda.state[0];
         lambda.hand_on(turn);
       }
@@ -227,15 +240,14 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
     t.read(p, params, lane, scale_start, rho_start, first, count, adjoint);
     kl.read(p, row, first, count);
     sum.gx_row = sum.by_logit_row = V<C>{};
-    const C* g = g_buffer;
     if (!p.dz.data) {
       std::memset(g_buffer, 0, static_cast<size_t>(count) * sizeof(C));
       sum.clear(count);
     }
     for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
       const C* eps = eps_along(p, keys, row, s, first, count, eps_buffer);
-      const C* dz = read_dz(s, tile);
-      g = add_sample<C>(dz, s, p.samples, count, g_buffer);
+      const auto* dz = dz_of(s, tile);
+      if (p.samples > 1) add_sample<C, As>(dz, s, count, g_buffer);
       if (!adjoint) start_chain(scan, c_row, eps, first == 0, count, xs);
       Baton& chain = relay.chain(s);
       chain.await(tile);
@@ -243,8 +255,8 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
         chain_tile(t, eps, count, chain.state[0], xs, sources);
       else
         with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto) {
-          tangent_tile<C, first_sample, scale_steps>(scan, rho_row, c_row, t, eps, xs, dz, first == 0, count,
-                                                     chain.state, sum);
+          tangent_tile<C, As, first_sample, scale_steps>(scan, rho_row, c_row, t, eps, xs, dz, first == 0,
+                                                         count, chain.state, sum);
         });
       chain.hand_on(tile);
       if (!adjoint) continue;
@@ -252,21 +264,17 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
       const int64_t to = (s * p.rows + row) * p.steps + first;
       C* deps = p.deps.data ? begin_run(p.deps, to, out) : nullptr;
       with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto rho_steps) {
-        adjoint_tile<C, first_sample, scale_steps, rho_steps>(
+        adjoint_tile<C, As, first_sample, scale_steps, rho_steps>(
             t, xs, sources, dz, count, last ? 0 : relay.adjoint_after(tile, s), sum, deps);
       });
       if (deps) finish_run(p.deps, to, count, out);
     }
 
-    with_sample_type<C>(p.mu.type, [&](auto as) {
-      const auto* mu = values_of<decltype(as)>(p.mu, mu_start + first);
-      with_sample_type<C>(p.dmu.type, [&](auto to) {
-        auto* dmu = values_of<decltype(to)>(p.dmu, row * p.steps + first);
-        over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
-          to.store(dmu + i, load_some(g + i, left) + kl.h[i] * as.load(mu + i, left), left);
-        });
-      });
-    });
+    const auto* mu = values_of<As>(p.mu, mu_start + first);
+    if (p.dz.data && p.samples == 1)
+      mean_gradient<C, As, As>(dz_of(0, tile), kl.h, mu, count, p.dmu, row * p.steps + first);
+    else
+      mean_gradient<C, AsIs<C>, As>(g_buffer, kl.h, mu, count, p.dmu, row * p.steps + first);
 
     if (p.scale.step) {
       for (int64_t i = 0; i < count; i += Lanes<C>::n) {
@@ -367,19 +375,22 @@ void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& p
   const int64_t length = p.steps * n;
   const AcrossParameters<C> t(p, params, group);
   AcrossGradients<C> sum;
-  alignas(64) ShortBuffer<C> g_buffer, mu, eps, dz, h_buffer;
+  alignas(64) ShortBuffer<C> g_buffer, eps, dz, h_buffer;
   const C* g = g_buffer;
   if (!p.dz.data) {
     std::memset(g_buffer, 0, static_cast<size_t>(length) * sizeof(C));
     sum.clear(length);
   }
-  prefetch_rows(p, p.mu, group);
-  prefetch_rows(p.dmu, p.steps, group);
   for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
-    prefetch_rows(p, p.dz, group, s);
-    eps_across<C>(p, keys, group, s, eps);
+    eps_across<C>(p, keys, group, s, eps, [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
+      prefetch_steps<C>(p, p.dz, group.next(), k, count, s);
+      if (s > 0) return;
+      prefetch_steps<C>(p, p.mu, group.next(), k, count);
+      prefetch_steps<C>(p, p.dmu, group.next(), k, count);
+    });
     read_across<C>(p, p.dz, group, p.steps, C(0), dz, s);
-    g = add_sample<C>(dz, s, p.samples, length, g_buffer);
+    if (p.samples == 1) g = dz;
+    if (p.samples > 1) add_sample<C, AsIs<C>>(dz, s, length, g_buffer);
     with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto rho_steps) {
       if (rho_steps || p.deps.data)
         adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data);
@@ -395,6 +406,7 @@ void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& p
     h.step = p.dkl.step;
     read_across<C>(p, p.dkl, group, h.step ? p.steps : 1, C(0), h_buffer);
   }
+  C* mu = eps;  // the noise has done its work
   read_across<C>(p, p.mu, group, p.steps, C(0), mu);
   for (int64_t i = 0; i < length; i += n) store<C>(mu + i, load<C>(g + i) + h[i] * load<C>(mu + i));
   write_across<C>(p.dmu, group, p.steps, mu);
@@ -425,16 +437,20 @@ void backward_rows(const Backward& p, int64_t begin, int64_t end) {
   Relay relay(p.samples, tiles_of(p), false);
   over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
     if (p.steps < kShortRow) return backward_across(p, keys, params, group);
-    for (int lane = 0; lane < group.rows; ++lane) {
-      relay.begin_row();
-      backward_along(p, keys, params, lane, group.first + lane, relay);
-    }
+    with_sample_type<C>(p.mu.type, [&](auto as) {
+      for (int lane = 0; lane < group.rows; ++lane) {
+        relay.begin_row();
+        backward_along<C, decltype(as)>(p, keys, params, lane, group.first + lane, relay);
+      }
+    });
   });
 }
 
 template <class C>
 void backward_shared(const Backward& p, int64_t row, Relay& relay) {
-  backward_along(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay);
+  with_sample_type<C>(p.mu.type, [&](auto as) {
+    backward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay);
+  });
 }
 
 }  // namespace rhovae::RHOVAE_ISA

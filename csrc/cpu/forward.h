@@ -129,17 +129,26 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
   }
 }
 
-template <class C>
-RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group group, int64_t sample, C* to) {
+// meanwhile(k, count): what memory is to be asked for while the noise of steps [k, k + count) is drawn.
+template <class C, class Meanwhile>
+RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group group, int64_t sample, C* to,
+                              const Meanwhile& meanwhile) {
   if (p.eps.data) {
-    read_across<C>(p, p.eps, group, p.steps, C(0), to, sample);
-  } else {
-    U64 ids[2]{};
-    rows_across<C>(static_cast<uint64_t>(group.first), ids);
-    for (U64& id : ids) {
-      id = noise_row(p.noise.row_offset, id, static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
-    }
-    normals_across<C>(keys, p.noise.offset, ids, to, p.steps);
+    meanwhile(0, p.steps);
+    return read_across<C>(p, p.eps, group, p.steps, C(0), to, sample);
+  }
+  constexpr int64_t some = 16;
+  U64 ids[2]{};
+  rows_across<C>(static_cast<uint64_t>(group.first), ids);
+  for (U64& id : ids) {
+    id = noise_row(p.noise.row_offset, id, static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
+  }
+  for (int64_t k = 0; k < p.steps; k += some) {
+    const int64_t left = p.steps - k, count = left < some + some / 2 ? left : some;
+    meanwhile(k, count);
+    normals_across<C>(keys, p.noise.offset + static_cast<uint64_t>(k / kNormalsPerBlock<C>), ids,
+                      to + k * Lanes<C>::n, count);
+    if (count > some) return;
   }
 }
 
@@ -199,38 +208,41 @@ void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& par
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
   const AcrossParameters<C> t(p, params, group);
-  alignas(64) ShortBuffer<C> mu, eps, out;
-  prefetch_rows(p, p.mu, group);
-  if (p.z.data) {
-    prefetch_rows(p.z, p.steps, group);
-    eps_across<C>(p, keys, group, 0, eps);
-  }
+  alignas(64) ShortBuffer<C> mu, z, kl;  // z: eps at first, then what it becomes, step by step
+  const auto draw = [&](int64_t sample) RHOVAE_INLINE_BODY {
+    eps_across<C>(p, keys, group, sample, z, [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
+      if (p.steps < 16) return;  // the processor sees by itself where rows this short lead
+      if (sample == 0) prefetch_steps<C>(p, p.mu, group.next(), k, count);
+      prefetch_steps<C>(p, p.z, group.next().of_sample(sample, p.rows), k, count);
+    });
+  };
+  if (p.z.data) draw(0);
   read_across<C>(p, p.mu, group, p.steps, C(0), mu);
 
   if (p.kl_kind == Kl::PerRow) {
     V<C> squares{};
     for (int64_t i = 0; i < length; i += n) squares += load<C>(mu + i) * load<C>(mu + i);
-    store<C>(out, kl_of_means(squares) + sum_across(t.kl_of_s, 0, p.steps) +
-                      sum_across(t.minus_log_c, 1, p.steps));
-    write_run<C>(p.kl, group.first, group.rows, out);
+    store<C>(
+        kl, kl_of_means(squares) + sum_across(t.kl_of_s, 0, p.steps) + sum_across(t.minus_log_c, 1, p.steps));
+    write_run<C>(p.kl, group.first, group.rows, kl);
   }
   if (p.kl_kind == Kl::PerStep) {
     for (int64_t i = 0; i < length; i += n) {
-      const V<C> kl = kl_of_mean(load<C>(mu + i)) + t.kl_of_s[i];
-      store<C>(out + i, i > 0 ? kl + t.minus_log_c[i] : kl);
+      const V<C> here = kl_of_mean(load<C>(mu + i)) + t.kl_of_s[i];
+      store<C>(kl + i, i > 0 ? here + t.minus_log_c[i] : here);
     }
-    write_across<C>(p.kl, group, p.steps, out);
+    write_across<C>(p.kl, group, p.steps, kl);
   }
   if (!p.z.data) return;
   for (int64_t s = 0; s < p.samples; ++s) {
-    if (s > 0) eps_across<C>(p, keys, group, s, eps);
-    V<C> x = load<C>(eps);
-    store<C>(out, sample(load<C>(mu), t.s[0], x));
+    if (s > 0) draw(s);
+    V<C> x = load<C>(z);
+    store<C>(z, sample(load<C>(mu), t.s[0], x));
     for (int64_t i = n; i < length; i += n) {
-      x = advance(t.rho[i], x, innovation(t.c[i], load<C>(eps + i)));
-      store<C>(out + i, sample(load<C>(mu + i), t.s[i], x));
+      x = advance(t.rho[i], x, innovation(t.c[i], load<C>(z + i)));
+      store<C>(z + i, sample(load<C>(mu + i), t.s[i], x));
     }
-    write_across<C>(p.z, group.of_sample(s, p.rows), p.steps, out);
+    write_across<C>(p.z, group.of_sample(s, p.rows), p.steps, z);
   }
 }
 

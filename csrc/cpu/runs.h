@@ -102,14 +102,6 @@ RHOVAE_INLINE C read_one(const Operand& from, int64_t start) {
   return value;
 }
 
-// The tensor itself where it is of the arithmetic's type, else the buffer, filled.
-template <class C>
-RHOVAE_INLINE const C* view_run(const Operand& from, int64_t start, int64_t count, C* buffer) {
-  if (from.type == kTypeOf<C>) return static_cast<const C*>(from.data) + start;
-  read_run(from, start, count, buffer);
-  return buffer;
-}
-
 template <class C>
 RHOVAE_INLINE void write_run(const Output& to, int64_t start, int64_t count, const C* from) {
   with_type<C>(to.type, [&](auto as) {
@@ -147,38 +139,38 @@ RHOVAE_INLINE void pad(C* run, int64_t count, C neutral) {
 struct Group {
   int64_t first;
   int rows;
+  RHOVAE_INLINE Group next() const { return {first + rows, rows}; }
   // Its place in an output of (samples, rows, steps).
   RHOVAE_INLINE Group of_sample(int64_t sample, int64_t all_rows) const {
     return {sample * all_rows + first, rows};
   }
 };
 
-// Asks for short rows early: a group of them is wanted all at once, and drawing its noise takes as long as
-// they take to come. Into the second-level cache: the first has room for too few requests, and the others
-// would hold up the noise.
-constexpr int kSecondLevel = 2;
+// A group of short rows is wanted all at once, but cannot come at once. So it is asked for while the noise of
+// the group before is drawn, which needs no memory, a few lines at a time: these ask for what steps [k, k +
+// count) fill, of all rows together. Into the second-level cache: the first has room for too few requests. An
+// address past the tensor's end is no error. (A function of its own would be dropped: it changes nothing.)
 template <int write>
 RHOVAE_INLINE void prefetch(const void* data, int64_t start, int64_t count, int64_t size) {
+  constexpr int second_level = 2;
   const char* run = static_cast<const char*>(data) + start * size;
-  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, write, kSecondLevel);
+  for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(run + i, write, second_level);
 }
-// Groups that follow one another, if they are small, come unasked: the processor sees where this leads.
-template <int write>
-RHOVAE_INLINE void prefetch_group(const void* data, int64_t start, int64_t count, int64_t size) {
-  constexpr int64_t foreseen = 1536;
-  if (count * size > foreseen) prefetch<write>(data, start, count, size);
+template <class C>
+RHOVAE_INLINE void prefetch_steps(const Problem& p, const Output& to, Group group, int64_t k, int64_t count) {
+  constexpr int n = Lanes<C>::n;
+  prefetch<1>(to.data, group.first * p.steps + k * n, count * n, size_of(to.type));
 }
-RHOVAE_INLINE void prefetch_rows(const Output& to, int64_t steps, Group group) {
-  prefetch_group<1>(to.data, group.first * steps, group.rows * steps, size_of(to.type));
-}
-RHOVAE_ALONE inline void prefetch_rows(const Problem& p, const Operand& from, Group group,
-                                       int64_t sample = 0) {
+template <class C>
+RHOVAE_INLINE void prefetch_steps(const Problem& p, const Operand& from, Group group, int64_t k,
+                                  int64_t count, int64_t sample = 0) {
+  constexpr int n = Lanes<C>::n;
   const int64_t size = size_of(from.type), start = sample * from.sample_stride;
   if (p.lead.axes == 1 && from.stride[0] == p.steps) {  // one after the other
-    prefetch_group<0>(from.data, start + group.first * p.steps, group.rows * p.steps, size);
+    prefetch<0>(from.data, start + group.first * p.steps + k * n, count * n, size);
   } else {
     for (int lane = 0; lane < group.rows; ++lane) {
-      prefetch<0>(from.data, start + row_start(p.lead, from, group.first + lane), p.steps, size);
+      prefetch<0>(from.data, start + row_start(p.lead, from, group.first + lane) + k, count, size);
     }
   }
 }

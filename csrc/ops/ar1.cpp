@@ -37,6 +37,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const O
                                                         const Run<Backward>& run) {
   Arguments arguments("rhovae::ar1_backward", call.mu, call.scale, call.rho);
   Backward problem{};
+  TORCH_CHECK_TYPE(!dz || dz->scalar_type() == call.mu.scalar_type(),
+                   "rhovae::ar1_backward: dz must be of mu's type (", call.mu.scalar_type(), "), got ",
+                   dz->scalar_type());
   add_eps(arguments, problem, call);
   if (dz) arguments.add_samples(problem.dz, *dz, "dz");
   if (dkl && kl == Kl::PerStep) arguments.add_per_step(problem.dkl, *dkl, "dkl");
