@@ -206,9 +206,11 @@ class VAETask(pl.LightningModule):
         self.batch = batch
 
     def _stop(self, batch: ImageBatch, key: tuple[int, int]) -> NoReturn:
-        where = first_not_finite(
-            self.model, lambda: self.model(self._pixels(batch), key=key, row_offset=batch.row_offset)
-        )
+        def terms() -> dict[str, Tensor]:
+            log_likelihood, kl = self.model(self._pixels(batch), key=key, row_offset=batch.row_offset)
+            return {"KL": kl, "log-likelihood": log_likelihood}
+
+        where = first_not_finite(self.model, terms)
         kept = {
             **batch._asdict(),
             "step": self.global_step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from rhovae.runs import RunError
 
 
-def first_not_finite(model: nn.Module, run: Any) -> str | None:
-    """The name of the parameter or gradient, or of the layer by its output, that is first not finite.
+def first_not_finite(model: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> str | None:
+    """What is first not finite: a parameter, a layer by its output, a term of the ELBO, or a gradient.
 
     Args:
-        run: calls the model as training did, once.
+        run: calls the model as training did, once; the terms that it yields, by name.
     """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -34,12 +35,15 @@ def first_not_finite(model: nn.Module, run: Any) -> str | None:
     handles = [modules[name].register_forward_hook(watch(name)) for name in modules if name]
     try:
         with torch.no_grad():
-            run()
+            terms = run()
     finally:
         for handle in handles:
             handle.remove()
     if found:
         return found[0]
+    for name, values in terms.items():
+        if not values.isfinite().all():
+            return f"the {name}"
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"

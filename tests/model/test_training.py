@@ -88,6 +88,7 @@ def test_what_needs_the_whole_batch_is_refused_in_parts(
     [
         ("weight", "the parameter decoder.2.weight"),
         ("output", "the output of the layer encoder.2 (ReLU)"),
+        ("scale", "the KL"),
         ("gradient", "the gradient of head.linear.bias"),
     ],
 )
@@ -102,6 +103,9 @@ def test_nan_stops_with_the_batch_and_the_place(
                 self.model.decoder[2].weight.data[1, 1] = float("nan")  # type: ignore[index]
             elif poison == "output":
                 self.model.encoder[2].register_forward_hook(lambda m, i, o: o / 0.0)  # type: ignore[index]
+            elif poison == "scale":  # finite itself, but e^80 squared is not
+                latent_dim = self.model.latent_dim
+                self.model.head.linear.bias.data[latent_dim] = 80.0
             else:
                 self.model.head.linear.bias.register_hook(lambda g: g * float("inf"))
         return step(self, batch, index)
