@@ -11,15 +11,10 @@
 
 namespace rhovae::RHOVAE_ISA {
 
-// What the steps of one tile add to the row's KL.
-template <class C, class As>
-RHOVAE_INLINE C kl_of_tile(const Problem& p, const TileParameters<C, true>& t, const typename As::Value* mu,
-                           int64_t count) {
-  V<C> squares{}, sum{};
-  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
-    const V<C> m = As::load(mu + i, left);
-    squares += m * m;
-  });
+// What the steps of one tile add to the row's KL, from the squares of their means, lane by lane.
+template <class C>
+RHOVAE_INLINE C kl_of_tile(const Problem& p, const TileParameters<C, true>& t, V<C> squares, int64_t count) {
+  V<C> sum{};
   if (p.scale.step) {
     for (int64_t i = 0; i < count; i += Lanes<C>::n) sum += kl_of_scale(t.s[i], t.log_s[i]);
   }
@@ -27,6 +22,15 @@ RHOVAE_INLINE C kl_of_tile(const Problem& p, const TileParameters<C, true>& t, c
     for (int64_t i = 0; i < count; i += Lanes<C>::n) sum += load<C>(t.minus_log_c + i);
   }
   return sum_lanes<C>(kl_of_means(squares) + sum);
+}
+template <class C, class As>
+RHOVAE_INLINE V<C> squares_of(const typename As::Value* mu, int64_t count) {
+  V<C> squares{};
+  over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
+    const V<C> m = As::load(mu + i, left);
+    squares += m * m;
+  });
+  return squares;
 }
 
 // What the values given once a row add to its KL.
@@ -51,37 +55,49 @@ RHOVAE_INLINE void kl_steps(const Problem& p, const PerRow<C>& row, int lane,
   });
 }
 
+// z from x, and mu's square on the way: read once for both.
+template <class C, class As, class Count>
+RHOVAE_INLINE void finish_sample(const TileParameters<C, true>& t, const typename As::Value* mu, V<C> x,
+                                 int64_t i, Count left, V<C>& squares, typename As::Value* z) {
+  const V<C> m = As::load(mu + i, left);
+  squares += m * m;
+  As::store(z + i, sample(m, t.s[i], x), left);
+}
 // The chain over one tile. x: the value before the tile, then its own last.
 template <class C, class As>
-RHOVAE_INLINE void sample_tile(const UniformScan<C>& scan, C c_row, const TileParameters<C, true>& t,
+RHOVAE_INLINE V<C> sample_tile(const UniformScan<C>& scan, C c_row, const TileParameters<C, true>& t,
                                const typename As::Value* mu, const C* eps, bool row_begins, int64_t count,
                                double& x, typename As::Value* z) {
-  V<C> c = splat<C>(c_row), carry = splat<C>(static_cast<C>(x));
+  V<C> c = splat<C>(c_row), carry = splat<C>(static_cast<C>(x)), squares{};
   if (row_begins) c[0] = 1;
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     const V<C> x = scan.up(innovation(c, load<C>(eps + i)), carry);
-    As::store(z + i, sample(As::load(mu + i, left), t.s[i], x), left);
+    finish_sample<C, As>(t, mu, x, i, left, squares, z);
     c = splat<C>(c_row);
   });
   x = static_cast<double>(carry[0]);
+  return squares;
 }
 template <class C, class As>
-RHOVAE_INLINE void sample_tile_steps(const TileParameters<C, true>& t, const typename As::Value* mu,
+RHOVAE_INLINE V<C> sample_tile_steps(const TileParameters<C, true>& t, const typename As::Value* mu,
                                      const C* eps, int64_t count, double& x, typename As::Value* z) {
-  V<C> carry = splat<C>(static_cast<C>(x));
+  V<C> carry = splat<C>(static_cast<C>(x)), squares{};
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     const V<C> x = scan_up<C>(load<C>(t.rho + i), innovation(load<C>(t.c + i), load<C>(eps + i)), carry);
-    As::store(z + i, sample(As::load(mu + i, left), t.s[i], x), left);
+    finish_sample<C, As>(t, mu, x, i, left, squares, z);
   });
   x = static_cast<double>(carry[0]);
+  return squares;
 }
 // rho = 0: no chain.
 template <class C, class As>
-RHOVAE_INLINE void sample_tile_independent(const TileParameters<C, true>& t, const typename As::Value* mu,
+RHOVAE_INLINE V<C> sample_tile_independent(const TileParameters<C, true>& t, const typename As::Value* mu,
                                            const C* eps, int64_t count, typename As::Value* z) {
+  V<C> squares{};
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
-    As::store(z + i, sample(As::load(mu + i, left), t.s[i], load<C>(eps + i)), left);
+    finish_sample<C, As>(t, mu, load<C>(eps + i), i, left, squares, z);
   });
+  return squares;
 }
 
 // As: the type of mu and z.
@@ -99,23 +115,26 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
     const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
     const auto* mu = values_of<As>(p.mu, mu_start + first);
     t.read(p, params, lane, scale_start, rho_start, first, count, false);
+    V<C> squares{};
     for (int64_t sample = 0; p.z.data && sample < p.samples; ++sample) {
       const C* eps = eps_along(p, keys, row, sample, first, count, eps_buffer);
       auto* z = values_of<As>(p.z, (sample * p.rows + row) * p.steps + first);
       if (independent) {
-        sample_tile_independent<C, As>(t, mu, eps, count, z);
+        squares = sample_tile_independent<C, As>(t, mu, eps, count, z);
       } else {
         Baton& chain = relay.chain(sample);
         chain.await(tile);
         if (p.rho.step)
-          sample_tile_steps<C, As>(t, mu, eps, count, chain.state[0], z);
+          squares = sample_tile_steps<C, As>(t, mu, eps, count, chain.state[0], z);
         else
-          sample_tile<C, As>(scan, params.c[lane], t, mu, eps, first == 0, count, chain.state[0], z);
+          squares =
+              sample_tile<C, As>(scan, params.c[lane], t, mu, eps, first == 0, count, chain.state[0], z);
         chain.hand_on(tile);
       }
     }
     if (p.kl_kind == Kl::PerRow) {
-      const double here = static_cast<double>(kl_of_tile<C, As>(p, t, mu, count));
+      if (!p.z.data) squares = squares_of<C, As>(mu, count);
+      const double here = static_cast<double>(kl_of_tile<C>(p, t, squares, count));
       Baton& sums = relay.sums();
       sums.await(tile);
       sums.state[0] += here;
