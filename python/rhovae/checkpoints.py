@@ -27,11 +27,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomically(Path(path), buffer.getvalue())
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *parts: str) -> dict[str, Any]:
     """A checkpoint on the CPU, loaded without running code from it.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: it is missing or damaged, or has not all of these parts.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -42,6 +42,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise RunError(f"{path} is damaged and cannot be loaded ({error})") from error
+    if not isinstance(checkpoint, dict) or not set(parts) <= checkpoint.keys():
+        raise RunError(f"{path} is no checkpoint of a run: it was not written by rhovae")
     return checkpoint
 
 

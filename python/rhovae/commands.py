@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhovae.config import ConfigError, TrainConfig, add_flags, given_flags, resolve
+from rhovae.config import ConfigError, TrainConfig, add_flags, given_flags, read_yaml, resolve
 from rhovae.idx import DataError
 from rhovae.models import MODELS
 from rhovae.posteriors import POSTERIORS
-from rhovae.runs import Run, RunError, new_folder, resume_config, write_json
+from rhovae.runs import Run, RunError, free_name, new_folder, resume_config, write_json
 
 if TYPE_CHECKING:
     from rhovae.data import ImageData
@@ -31,6 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, RunError) as error:
         print(f"rhovae {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a file where a folder should be, no permission, a full disk
+        print(f"rhovae {parsed.command}: {error}; give another path", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = "; the same command goes on where it was" if parsed.command == "reproduce" else ""
+        print(f"rhovae {parsed.command}: stopped{again}", file=sys.stderr)
+        return 130
     except ImportError as error:
         if error.name is None or error.name.startswith("rhovae"):
             raise
@@ -110,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         help="model.safetensors, or a folder with one, such as a run",
     )
     sample.add_argument("--count", type=_positive, default=64, metavar="N", help="samples (default: 64)")
-    sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default: 0)")
+    sample.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the samples (default: 0)")
     sample.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: as trained)")
     sample.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the run's folder)")
 
@@ -123,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m rhovae compare --dataset fashion-mnist --epochs 15 --posteriors diag rho iso ar1",
     )
     compare.add_argument(
-        "--posteriors", nargs="+", metavar="NAME", default=POSTERIORS.names(), help="which (default: all)"
+        "--posteriors", nargs="+", metavar="NAME", help="which (default: the --config file's, or all)"
     )
     compare.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     compare.add_argument("--out", type=Path, metavar="DIR", help="folder, new or empty (default: numbered)")
@@ -140,13 +147,17 @@ def _parser() -> argparse.ArgumentParser:
         "python -m rhovae reproduce --models vanilla beta --latent-dims 10 32 --jobs 2 --out report",
     )
     reproduce.add_argument(
-        "--models", nargs="+", metavar="NAME", default=MODELS.names(), help="which (default: all)"
+        "--models", nargs="+", metavar="NAME", help="which (default: the --config file's, or all)"
     )
     reproduce.add_argument(
-        "--posteriors", nargs="+", metavar="NAME", default=POSTERIORS.names(), help="which (default: all)"
+        "--posteriors", nargs="+", metavar="NAME", help="which (default: the --config file's, or all)"
     )
     reproduce.add_argument(
-        "--latent-dims", nargs="+", type=_positive, metavar="N", default=[10], help="d (default: 10)"
+        "--latent-dims",
+        nargs="+",
+        type=_positive,
+        metavar="N",
+        help="d (default: the --config file's, or 10)",
     )
     reproduce.add_argument(
         "--seeds", type=_positive, default=5, metavar="N", help="runs of each (default: 5)"
@@ -180,6 +191,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 2^63 - 1, got {value}")
+    return value
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -190,7 +208,7 @@ def _positive(text: str) -> int:
 def _train(arguments: argparse.Namespace) -> None:
     from rhovae.comparison import finish
     from rhovae.data import load_dataset
-    from rhovae.training import check_machine, check_model, fit, is_first_process
+    from rhovae.training import check_epochs, check_machine, check_model, fit, is_first_process
 
     flags = given_flags(arguments)
     if arguments.resume:
@@ -199,6 +217,7 @@ def _train(arguments: argparse.Namespace) -> None:
         run = Run.open(arguments.resume)
         config = resume_config(run, flags)
         check_machine(config)
+        check_epochs(run, config)
         data = load_dataset(config.dataset, config.data_dir)
     else:
         config = resolve(arguments.config, flags)
@@ -228,6 +247,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from rhovae.evaluation import evaluate
     from rhovae.training import noise_seed
 
+    if arguments.output and (arguments.output.is_dir() or not arguments.output.parent.is_dir()):
+        raise ConfigError(f"--output {arguments.output} must be a file in a folder that exists")
     run, config, model, data = _open(arguments)
     samples = arguments.iwae_samples or config.iwae_samples
     images = data.test if arguments.split == "test" else data.train
@@ -252,18 +273,33 @@ def _sample(arguments: argparse.Namespace) -> None:
 
         path = arguments.weights
         beside = path if path.is_dir() else path.parent
-        picture = (arguments.out or beside) / "samples.png"
+        picture = free_name((arguments.out or beside) / "samples.png")
         print(pictures.write_samples(load_vae(path), picture, count=arguments.count, seed=arguments.seed))
         return
     run, _, model, data = _open(arguments)
     folder = arguments.out or run.folder
-    print(pictures.write_samples(model, folder / "samples.png", count=arguments.count, seed=arguments.seed))
-    print(pictures.write_reconstructions(model, data.test, folder / "reconstructions.png"))
+    picture = free_name(folder / "samples.png")
+    print(pictures.write_samples(model, picture, count=arguments.count, seed=arguments.seed))
+    print(pictures.write_reconstructions(model, data.test, free_name(folder / "reconstructions.png")))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     config = resolve(arguments.config, given_flags(arguments))
-    _compare_with(config, arguments.posteriors, arguments.out, "compare")
+    posteriors = _several(arguments.posteriors, arguments.config, "posterior", POSTERIORS.names())
+    _compare_with(config, posteriors, arguments.out, "compare")
+
+
+def _several(
+    given: list[Any] | None, file: Path | None, name: str, default: Sequence[Any]
+) -> tuple[Any, ...]:
+    """What is asked for of a setting that these commands vary: by flag, else in the file, else all."""
+    if given is None and file is not None:
+        found = read_yaml(file).get(name, read_yaml(file).get(name.replace("_", "-")))
+        given = None if found is None else [found]
+    chosen = tuple(default if given is None else given)
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"a {name.replace('_', ' ')} is named twice; name each once")
+    return chosen
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
@@ -276,16 +312,18 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         print(text, flush=True)
 
     config = resolve(arguments.config, given_flags(arguments), **_REPRODUCE)
+    if config.seed != 0:
+        raise ConfigError(
+            f"{arguments.config}: seed is {config.seed}, but a report has the seeds 0 to --seeds"
+        )
     plan = Plan(
-        tuple(arguments.models),
-        tuple(arguments.posteriors),
-        tuple(arguments.latent_dims),
+        _several(arguments.models, arguments.config, "model", MODELS.names()),
+        _several(arguments.posteriors, arguments.config, "posterior", POSTERIORS.names()),
+        _several(arguments.latent_dims, arguments.config, "latent_dim", (10,)),
         arguments.seeds,
         config,
     )
     jobs = plan.jobs()
-    if len(set(jobs)) < len(jobs):
-        raise ConfigError("a model, posterior or latent dimension is named twice; name each once")
     check_machine(config)
     data = load_dataset(config.dataset, config.data_dir)
     for job in jobs:

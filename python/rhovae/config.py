@@ -35,8 +35,13 @@ class TrainConfig:
     data_dir: str | None = _setting(None, "folder of the data set's files, where it needs one")
     model: str = _setting("vanilla", "network: {models}")
     hidden: int = _setting(400, "width of the hidden layers")
-    encoder: str | None = _setting(None, "encoder of your own in its place, as package.module:Name")
-    decoder: str | None = _setting(None, "decoder of your own in its place, as package.module:Name")
+    encoder: str | None = _setting(
+        None, "encoder of your own in its place, as package.module:Name; it is called with (image_shape)"
+    )
+    decoder: str | None = _setting(
+        None,
+        "decoder of your own in its place, as package.module:Name; called with (latent_dim, image_shape)",
+    )
     posterior: str = _setting("rho", "posterior: {posteriors}")
     latent_dim: int = _setting(10, "latent dimensions d")
     latent_order: int | None = _setting(
@@ -75,10 +80,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
-        for name in ("seed", "latent_order"):
+        for name, most in (("seed", _LARGEST_SEED), ("latent_order", _LARGEST_SEED), ("threads", 4096)):
             value = getattr(self, name)
-            if value is not None and value > _LARGEST_SEED:
-                raise ConfigError(f"{name} must be at most {_LARGEST_SEED}, got {value}")
+            if value is not None and value > most:
+                raise ConfigError(f"{name} must be at most {most}, got {value}")
         for name in ("beta", "kl_warmup", "free_bits", "mmd"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):
@@ -123,7 +128,7 @@ def _convert(name: str, value: Any, kind: Any, origin: str) -> Any:
         if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
             raise ValueError
         return kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{origin}: {name} must be of type {kind.__name__}, got {value!r}") from None
 
 
@@ -140,7 +145,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if content is None:
         return {}
@@ -153,7 +158,9 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     """Every setting, in order, in the form that ``--config`` reads."""
     import yaml
 
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    from rhovae.runs import write_atomically
+
+    write_atomically(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).encode())
 
 
 def add_flags(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = (), **defaults: Any) -> None:

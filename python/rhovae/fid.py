@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from rhovae.checkpoints import load_weights
 from rhovae.data import ImageData, ImageSet
 from rhovae.models import VAE
-from rhovae.runs import write_atomically
+from rhovae.runs import RunError, write_atomically
 
 _FEATURES = 64
 
@@ -53,7 +54,11 @@ def train_classifier(data: ImageData, path: Path, *, steps: int = 1800, seed: in
         torch.manual_seed(seed)
         classifier = Classifier(data.image_shape, classes)
         if path.is_file():
-            load_weights(classifier, load_file(path), path)
+            try:
+                weights = load_file(path)
+            except SafetensorError as error:
+                raise RunError(f"{path} is damaged ({error}); delete it, and it is trained again") from error
+            load_weights(classifier, weights, path)
             return classifier.eval()
         optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
         for _ in range(steps):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Networks(NamedTuple):
@@ -111,18 +111,50 @@ def import_network(path: str, argument: str) -> type[nn.Module]:
         raise ValueError(f"{argument} must be an import path such as package.module:Name, got {path!r}")
     try:
         found: type[nn.Module] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{argument}: cannot import {path!r}: {error}") from error
+    except Exception as error:  # whatever the user's own module raises
+        raise ValueError(f"{argument}: cannot import {path!r}: {_said(error)}") from error
     return found
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _make(path: str, argument: str, call: str, *arguments: Any) -> nn.Module:
+    """What ``path`` makes of these arguments, ``call`` in words."""
+    factory = import_network(path, argument)
+    try:
+        network: object = factory(*arguments)
+    except Exception as error:
+        raise ValueError(f"{argument} {path}: called as {call}, it raised {_said(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"{argument} {path}: called as {call}, it must give an nn.Module, got {type(network).__name__}"
+        )
+    return network
+
+
+def _try(network: nn.Module, path: str, argument: str, example: Tensor) -> Tensor:
+    """Its output for one example, with no trace left."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            output: object = network.eval()(example)
+    except Exception as error:
+        shape = tuple(example.shape)
+        raise ValueError(
+            f"{argument} {path}: on an input of shape {shape} it raised {_said(error)}"
+        ) from error
+    network.train(training)
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{argument} {path}: expected a tensor as output, got {type(output).__name__}")
+    return output
 
 
 def own_encoder(path: str, image_shape: Sequence[int]) -> tuple[nn.Module, int]:
     """The module that ``path`` makes from ``image_shape``, and how many features it gives."""
-    encoder = import_network(path, "encoder")(tuple(image_shape))
-    training = encoder.training
-    with torch.no_grad():
-        features = encoder.eval()(torch.zeros(1, *image_shape))
-    encoder.train(training)
+    encoder = _make(path, "encoder", "(image_shape)", tuple(image_shape))
+    features = _try(encoder, path, "encoder", torch.zeros(1, *image_shape))
     if features.dim() != 2:
         raise ValueError(
             f"encoder {path}: expected features (batch, features), got {tuple(features.shape)} for one "
@@ -133,11 +165,8 @@ def own_encoder(path: str, image_shape: Sequence[int]) -> tuple[nn.Module, int]:
 
 def own_decoder(path: str, image_shape: Sequence[int], latent_dim: int) -> nn.Module:
     """The module that ``path`` makes from ``latent_dim`` and ``image_shape``."""
-    decoder = import_network(path, "decoder")(latent_dim, tuple(image_shape))
-    training = decoder.training
-    with torch.no_grad():
-        logits = decoder.eval()(torch.zeros(1, latent_dim))
-    decoder.train(training)
+    decoder = _make(path, "decoder", "(latent_dim, image_shape)", latent_dim, tuple(image_shape))
+    logits = _try(decoder, path, "decoder", torch.zeros(1, latent_dim))
     if logits.numel() != math.prod(image_shape):
         raise ValueError(
             f"decoder {path}: expected as many logits as an image {tuple(image_shape)} has pixels, "

@@ -6,6 +6,9 @@ another ``AR1Normal`` in closed form. Needs ``pip install pyro-ppl``.
 
 from __future__ import annotations
 
+from typing import Any
+
+from pyro.distributions import Normal
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 
 from rhovae import distributions
@@ -15,3 +18,8 @@ __all__ = ["AR1Normal"]
 
 class AR1Normal(distributions.AR1Normal, TorchDistributionMixin):
     """:class:`rhovae.AR1Normal` with what Pyro asks of a distribution: ``mask``, ``to_event``, plates."""
+
+    def marginal(self, k: Any) -> Any:
+        """:meth:`rhovae.AR1Normal.marginal`; of one step Pyro's own ``Normal``."""
+        found = super().marginal(k)
+        return Normal(found.loc, found.scale) if isinstance(k, int) else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import shlex
 import statistics
@@ -16,9 +16,9 @@ from rhovae.config import TrainConfig
 from rhovae.data import load_dataset
 from rhovae.fid import accuracy, fid, train_classifier
 from rhovae.reproduction import Plan, finished, run_folder
-from rhovae.runs import Run, RunError, write_atomically, write_json
+from rhovae.runs import Run, RunError, read_json, write_atomically, write_json
 from rhovae.training import read_history
-from rhovae.weights import load_vae
+from rhovae.weights import WEIGHTS, load_vae
 
 _COLUMNS = (
     ("test -ELBO", "negative_elbo", 2),
@@ -80,9 +80,10 @@ def _seeds(plan: Plan) -> str:
 def _result(folder: Path, job: TrainConfig, distance: Callable[[Path], float]) -> dict[str, Any]:
     path = run_folder(folder, job)
     kept = path / "fid.json"
-    if not kept.is_file():
-        write_json({"fid": distance(path)}, kept)
-    figures = json.loads(Run(path).metrics_file.read_text()) | json.loads(kept.read_text())
+    weights = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
+    if not kept.is_file() or read_json(kept).get("weights") != weights:
+        write_json({"fid": distance(path), "weights": weights}, kept)
+    figures = read_json(Run(path).metrics_file) | {"fid": read_json(kept)["fid"]}
     return {"model": job.model, "seed": job.seed, "run": str(path.relative_to(folder)), **figures}
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rhovae.config import ConfigError, TrainConfig, make_config, read_yaml, write_yaml
-from rhovae.runs import Run, RunError, write_atomically
+from rhovae.runs import Run, RunError, read_json, write_atomically
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ def keep_plan(plan: Plan, folder: Path) -> None:
             )
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Leave a folder alone that is not a report's.
+
+    Raises:
+        RunError: it holds something, and no plan.
+    """
+    known = {"lock", "plan.yaml"}
+    if folder.is_dir() and any(folder.iterdir()) and not known & {p.name for p in folder.iterdir()}:
+        raise RunError(f"{folder} is not empty and holds no plan.yaml; give another --out")
+
+
 @contextmanager
 def sole_user(folder: Path) -> Iterator[int]:
     """Hold the folder against a second ``reproduce``, until all processes with this lock have ended.
@@ -84,6 +95,7 @@ def sole_user(folder: Path) -> Iterator[int]:
     Raises:
         RunError: another process has it.
     """
+    refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
@@ -131,8 +143,18 @@ def finished(folder: Path, job: TrainConfig) -> bool:
         return False
     config = Run.open(path).config()
     if config != job:
-        raise ConfigError(f"{path} holds a run with other settings than its report; give another --out")
-    return Run(path).metrics_file.is_file()
+        have, want = asdict(config), asdict(job)
+        name = next(name for name in want if have[name] != want[name])
+        raise ConfigError(
+            f"{path} holds a run with {name} = {have[name]}, its report needs {want[name]}: a report never "
+            "mixes settings; move that run away, or give another --out"
+        )
+    metrics = Run(path).metrics_file
+    if not metrics.is_file():
+        return False
+    # a run that was resumed with other settings, and stopped again, still has the figures of before
+    done = read_json(metrics)
+    return (done["epochs"], done["iwae_samples"]) == (job.epochs, job.iwae_samples)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -70,11 +71,12 @@ class Run:
         return run
 
     def config(self) -> TrainConfig:
-        """The settings that the run was made with."""
+        """The settings that the run was made with, or last resumed with."""
         return make_config(read_yaml(self.config_file), str(self.config_file))
 
     def note_start(self, config: TrainConfig) -> None:
-        """Add this process's command and versions to ``environment.json``."""
+        """Add this process's command and versions to ``environment.json``, and keep what it changes."""
+        write_yaml(config, self.config_file)
         starts = json.loads(self.environment_file.read_text()) if self.environment_file.is_file() else []
         starts.append(environment(config.seed))
         write_json(starts, self.environment_file)
@@ -93,6 +95,12 @@ def new_folder(root: Path, name: str) -> Path:
             number += 1
 
 
+def free_name(path: Path) -> Path:
+    """This path, or where something has it, ``name-2`` and so on."""
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([path], names) if not p.exists())
+
+
 def resume_config(run: Run, flags: dict[str, Any]) -> TrainConfig:
     """The run's settings with those that may change on the way.
 
@@ -106,7 +114,8 @@ def resume_config(run: Run, flags: dict[str, Any]) -> TrainConfig:
         flag = "--" + changed[0].replace("_", "-")
         raise ConfigError(
             f"{flag} {flags[changed[0]]} differs from the {getattr(config, changed[0])} that {run.folder} "
-            f"was begun with; only {', '.join(sorted(free))} may change on --resume"
+            f"was begun with; only {', '.join(sorted(free))} may change on --resume: begin a new run for "
+            "the rest"
         )
     return config.replace(**flags)
 
@@ -139,6 +148,18 @@ def environment(seed: int) -> dict[str, Any]:
     }
 
 
+def read_json(path: Path) -> Any:
+    """What :func:`write_json` wrote.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); delete it and let it be made again") from error
+
+
 def write_json(content: Any, path: Path) -> None:
     """Replace the file as a whole."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
@@ -147,11 +168,15 @@ def write_json(content: Any, path: Path) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the file, flush, then take its name: a crash leaves the old content or the new."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     # the new name is itself only on the disk once its folder is
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -97,11 +97,20 @@ def check_model(config: TrainConfig, data: ImageData) -> None:
     Raises:
         ConfigError: its networks do not fit them, or a network of one's own cannot be imported.
     """
-    try:
-        model = build_model(config, data)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    model = build_model(config, data)
     check_objective(objective_of(model, config), model)
+
+
+def check_epochs(run: Run, config: TrainConfig) -> None:
+    """Refuse to resume a run for fewer epochs than it has behind it.
+
+    Raises:
+        ConfigError: it has more.
+    """
+    if run.checkpoint.is_file():
+        done = len(read_checkpoint(run.checkpoint, "rhovae")["rhovae"]["history"])
+        if done > config.epochs:
+            raise ConfigError(f"{run.folder} has {done} epochs behind it, more than --epochs {config.epochs}")
 
 
 def use_threads(config: TrainConfig) -> None:
@@ -223,7 +232,11 @@ class VAETask(pl.LightningModule):
         log_likelihood, kl = self.model(
             self._pixels(batch), key=step_key(self.test_seed, index), row_offset=batch.row_offset
         )
-        self.test_sums += _totals(log_likelihood, kl)
+        totals = _totals(log_likelihood, kl)
+        # the last update of all has no next step that would find it out
+        if not totals.isfinite().all():
+            self._stop(batch, step_key(self.test_seed, index))
+        self.test_sums += totals
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, fused=True)
@@ -359,16 +372,23 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def build_model(config: TrainConfig, data: ImageData) -> VAE:
-    """The model of a config, with the initial weights that its seed gives."""
+    """The model of a config, with the initial weights that its seed gives.
+
+    Raises:
+        ConfigError: its networks do not fit the images, or a network of one's own cannot be had.
+    """
     # the weights must not depend on what was drawn before
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return model_of(config, data.image_shape)
+        try:
+            return model_of(config, data.image_shape)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def load_model(run: Run, config: TrainConfig, data: ImageData) -> VAE:
     """The model of a run with the weights of its last checkpoint."""
-    state = read_checkpoint(run.checkpoint)["state_dict"]
+    state = read_checkpoint(run.checkpoint, "state_dict", "rhovae")["state_dict"]
     model = build_model(config, data)
     weights = {name.removeprefix("model."): value for name, value in state.items()}
     load_weights(model, weights, run.checkpoint)

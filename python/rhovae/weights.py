@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from rhovae.checkpoints import load_weights
-from rhovae.config import TrainConfig, make_config
+from rhovae.config import ConfigError, TrainConfig, make_config
 from rhovae.models import VAE, make_model
 from rhovae.runs import RunError, write_atomically
 from rhovae_ext import __version__
@@ -62,6 +62,8 @@ def load_vae(path: str | Path) -> VAE:
     """
     path = Path(path)
     file = path / WEIGHTS if path.is_dir() else path
+    if not path.exists():
+        raise RunError(f"{path} does not exist: expected a {WEIGHTS}, or the folder of a run")
     if not file.is_file():
         raise RunError(
             f"{file} is missing: a run writes it when it ends; continue one with "
@@ -75,8 +77,11 @@ def load_vae(path: str | Path) -> VAE:
         raise RunError(f"{file} is damaged and cannot be loaded ({error})") from error
     if "config" not in metadata or "image_shape" not in metadata:
         raise RunError(f"{file} does not say which model it is: it was not written by rhovae")
-    config = make_config(json.loads(metadata["config"]), str(file))
-    model = model_of(config, json.loads(metadata["image_shape"]))
+    try:
+        config = make_config(json.loads(metadata["config"]), str(file))
+        model = model_of(config, json.loads(metadata["image_shape"]))
+    except (ValueError, ConfigError) as error:
+        raise RunError(f"{file}: the model that it describes cannot be built ({error})") from error
     model.to(next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32))
     load_weights(model, weights, file)
     return model.eval()

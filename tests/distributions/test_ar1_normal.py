@@ -162,6 +162,11 @@ def test_wrong_shapes_are_named(loc: Tensor, scale: Tensor, corr: Tensor, messag
         AR1Normal(loc, scale, corr)
 
 
+def test_a_negative_sample_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no negative size, got \(2, -1\)"):
+        AR1Normal(torch.zeros(3), 1.0, 0.0).rsample((2, -1))
+
+
 def test_constraint_of_a_correlation() -> None:
     transform = biject_to(correlation)
     a = torch.linspace(-3, 3, 7)

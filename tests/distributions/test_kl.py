@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -115,6 +117,15 @@ def test_a_chain_is_nothing_away_from_itself() -> None:
     q = AR1Normal.from_logits(torch.randn(42), torch.randn(42), logits)
     assert kl_divergence(q, q).abs() < 1e-4
     assert kl_per_dim(q, q).min() > -1e-5
+
+
+@pytest.mark.parametrize(("a", "b"), [(41.0, 41.0), (45.0, 44.0), (300.0, 299.0), (-300.0, -300.5)])
+def test_chains_that_hardly_move(a: float, b: float) -> None:
+    """1 - rho^2 = 1/cosh(a)^2 rounds to 0; the KL of two such chains of one scale does not."""
+    q, p = (AR1Normal.from_logits(torch.zeros(2), 0.0, logit) for logit in (a, b))
+    gain = abs(a) - abs(b)
+    truth = 0.5 * (math.exp(-2 * gain) - 1) + gain
+    assert kl_divergence(q, p).item() == pytest.approx(truth, rel=1e-5)
 
 
 def test_close_chains_in_float32() -> None:

@@ -56,6 +56,7 @@ def test_pyro_sample_and_log_prob_under_a_plate() -> None:
     torch.testing.assert_close(masked.log_prob(z), truth * torch.tensor([1.0, 0.0, 1.0]))
     assert chain(torch.zeros(4, 3, 5), 2.0, 0.5).to_event(1).event_shape == (3, 5)
     assert isinstance(chain(torch.zeros(5), 2.0, 0.5).expand((3,)), chain)
+    assert pyro.sample("one", chain(torch.zeros(5), 2.0, 0.5).marginal(0)).shape == ()
 
 
 @needs("pyro", "pyro-ppl")

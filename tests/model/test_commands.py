@@ -60,6 +60,10 @@ def test_train_evaluate_sample(here: Path, capsys: pytest.CaptureFixture[str]) -
 
     assert main(["sample", str(folder), "--count", "10", "--out", "pics"]) == 0
     assert {p.name for p in (here / "pics").iterdir()} == {"samples.png", "reconstructions.png"}
+    first = (here / "pics/samples.png").read_bytes()
+    assert main(["sample", "--from", str(folder), "--seed", "1", "--out", "pics"]) == 0
+    assert (here / "pics/samples.png").read_bytes() == first
+    assert (here / "pics/samples-2.png").is_file()
 
 
 def test_a_run_is_never_overwritten(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +94,13 @@ def test_config_file_flags_and_resume(here: Path, capsys: pytest.CaptureFixture[
     assert main(["train", "--resume", "r", "--hidden", "5"]) == 2
     assert "--hidden 5 differs from the 12" in capsys.readouterr().err
     assert main(["train", "--resume", "r", "--config", "c.yaml"]) == 2
+    # what a resume changed stays
+    assert run.config().epochs == 2
+    assert main(["train", "--resume", "r"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "r", "--epochs", "1"]) == 2
+    assert "r has 2 epochs behind it, more than --epochs 1" in capsys.readouterr().err
+    assert run.config().epochs == 2
 
 
 @pytest.mark.parametrize(
@@ -109,6 +120,10 @@ def test_config_file_flags_and_resume(here: Path, capsys: pytest.CaptureFixture[
         (["train", "--resume", "none"], "not the folder of a run"),
         (["train", "--backend", "cpu"], "unknown backend 'cpu'; known: auto, native"),
         (["compare", "--posteriors", "rho", "full"], "unknown posterior 'full'"),
+        (["compare", "--posteriors", "rho", "rho"], "a posterior is named twice"),
+        (["train", "--threads", "100000"], "threads must be at most 4096"),
+        (["train", "--epochs", "1", "--out", "/proc/foo"], "/proc/foo"),
+        (["sample", "--from", "none"], "none does not exist"),
         (["evaluate", "none"], "not the folder of a run"),
         (["sample", "none"], "not the folder of a run"),
     ],

@@ -128,6 +128,9 @@ def test_own_networks_from_the_command_line(own: str, capsys: pytest.CaptureFixt
         (["--encoder", "Encoder"], "import path such as package.module:Name, got 'Encoder'"),
         (["--encoder", "nowhere_at_all:Encoder"], "cannot import 'nowhere_at_all:Encoder'"),
         (["--decoder", "{own}:Nothing"], "decoder: cannot import"),
+        (["--encoder", "builtins:int"], "called as (image_shape), it raised TypeError"),
+        (["--decoder", "builtins:slice"], "must give an nn.Module, got slice"),
+        (["--decoder", "torch.nn:Linear"], "called as (latent_dim, image_shape), it raised TypeError"),
         (["--encoder", "{own}:images"], r"expected features (batch, features), got (1, 1, 8, 8)"),
     ],
 )

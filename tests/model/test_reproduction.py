@@ -7,14 +7,15 @@ import json
 import shutil
 import statistics
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rhovae.commands import main
 from rhovae.report import write_report
-from rhovae.reproduction import read_plan, sole_user
-from rhovae.runs import RunError
+from rhovae.reproduction import finished, read_plan, sole_user
+from rhovae.runs import Run, RunError
 
 FLAGS = ["reproduce", "--dataset", "digits", "--models", "vanilla", "--posteriors", "diag", "published"]
 FLAGS += ["--latent-dims", "3", "--seeds", "2", "--epochs", "2", "--hidden", "8", "--iwae-samples", "2"]
@@ -99,6 +100,7 @@ def test_other_folders_and_other_users_are_left_alone(
     (tmp_path / "precious").write_text("data")
     assert main([*FLAGS, "--out", str(tmp_path)]) == 2
     assert "holds no plan.yaml" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
     with (folder / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main([*FLAGS, "--out", str(folder)]) == 2
@@ -126,9 +128,48 @@ def test_no_report_on_unfinished_or_foreign_runs(folder: Path) -> None:
     (run / "metrics.json").write_text(metrics)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("batch_size: 128", "batch_size: 64"))
-    with pytest.raises(Exception, match="other settings than its report"):
+    with pytest.raises(Exception, match="with batch_size = 64, its report needs 128"):
         write_report(plan, folder, ["test"], print)
     (run / "config.yaml").write_text(config)
+
+
+def test_a_run_that_was_resumed_on_its_own_is_not_mixed_in(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    run = copy / "runs" / "vanilla-d3-diag-seed0"
+    before = json.loads((run / "fid.json").read_text())
+    assert main(["train", "--resume", str(run), "--epochs", "3", "--iwae-samples", "4"]) == 0
+    assert main([*FLAGS, "--out", str(copy)]) == 2
+    assert "holds a run with epochs = 3, its report needs 2" in capsys.readouterr().err
+    # figures of another length than the settings say count as none: the run is evaluated again
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("iwae_samples: 4", "iwae_samples: 2"))
+    wanted = Run(run).config()
+    assert not finished(copy, wanted)
+    # the FID is that of the weights that are there
+    plan = replace(read_plan(copy), posteriors=("diag",), seeds=1, settings=wanted)
+    assert main(["train", "--resume", str(run)]) == 0
+    write_report(plan, copy, ["test"], print)
+    after = json.loads((run / "fid.json").read_text())
+    assert after["weights"] != before["weights"]
+    assert after["fid"] != before["fid"]
+
+
+def test_a_config_file_says_what_is_not_said_by_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = "model: beta\nposterior: iso\nlatent_dim: 2\ndataset: digits\nhidden: 8\nepochs: 1\n"
+    (tmp_path / "c.yaml").write_text(settings + "iwae_samples: 2\n")
+    out = tmp_path / "out"
+    command = ["reproduce", "--config", str(tmp_path / "c.yaml"), "--seeds", "1", "--out", str(out)]
+    assert main(command) == 0
+    plan = read_plan(out)
+    assert (plan.models, plan.posteriors, plan.latent_dims) == (("beta",), ("iso",), (2,))
+    (tmp_path / "c.yaml").write_text(settings + "seed: 3\n")
+    assert main(command) == 2
+    assert "seed is 3, but a report has the seeds 0 to --seeds" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_named_and_the_others_end(
@@ -138,6 +179,7 @@ def test_a_failed_run_is_named_and_the_others_end(
     out = tmp_path / "out"
     (out / "runs").mkdir(parents=True)
     (out / "runs" / "vanilla-d3-diag-seed0").write_text("in the way")
+    (out / "lock").touch()
     monkeypatch.setattr("rhovae.reproduction.keep_plan", lambda plan, folder: None)
     flags = [*FLAGS, "--seeds", "1", "--posteriors", "diag", "iso"]
     assert main([*flags, "--out", str(out)]) == 2

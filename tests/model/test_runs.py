@@ -113,6 +113,12 @@ def test_damaged_and_missing_checkpoints_are_named(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "x.ckpt")
+    with pytest.raises(RunError, match="is no checkpoint of a run"):
+        read_checkpoint(tmp_path / "x.ckpt", "state_dict")
+
+
 def test_random_state_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "state"
 

@@ -123,6 +123,15 @@ def test_nan_stops_with_the_batch_and_the_place(
     assert not run.checkpoint.exists()
 
 
+def test_nan_of_the_last_update_stops_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "r")
+    flags = ["--batch-size", "2000", "--learning-rate", "1e30", "--epochs", "1", "--hidden", "8"]
+    assert main(["train", *flags, "--out", out]) == 2
+    assert "training stopped at step 1: the " in capsys.readouterr().err
+    assert (tmp_path / "r" / "not-finite-0.pt").is_file()
+    assert not (tmp_path / "r" / "metrics.json").exists()
+
+
 def test_settings_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--beta", "--kl-warmup", "--free-bits", "--mmd"):
         assert main(["train", flag, "-1"]) == 2

@@ -188,6 +188,8 @@ class AR1Normal(Distribution):
         Shape:
             ``(*sample_shape, *batch_shape, d)`` and ``batch_shape``.
         """
+        if any(size < 0 for size in sample_shape):
+            raise ValueError(f"AR1Normal: sample_shape must have no negative size, got {tuple(sample_shape)}")
         shape = self._extended_shape(torch.Size(sample_shape))
         count = math.prod(sample_shape)
         z, kl = ar1_reparam_kl_with_logits(

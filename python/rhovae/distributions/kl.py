@@ -91,8 +91,9 @@ def _to_chain(q: AR1Normal, p: AR1Normal) -> Tensor:
     m = (q.loc - p.loc) * torch.exp(-p._log_scale)
     m, log_s = torch.broadcast_tensors(m, q._log_scale - p._log_scale)
     s = log_s.exp()
-    a, b = q._corr_logit, bounded(p._corr_logit)
-    gain = log_cosh(a) - log_cosh(b)  # 1/2 log((1 - r^2) / (1 - rho^2))
+    a = q._corr_logit
+    gain = log_cosh(a) - log_cosh(p._corr_logit)  # 1/2 log((1 - r^2) / (1 - rho^2))
+    b = bounded(p._corr_logit)  # these two grow like cosh(b)
     fresh = torch.exp(2.0 * (log_s[..., 1:] - gain))
     carried = _innovation(a.tanh() * s[..., 1:], s[..., :-1], b)
     drift = _innovation(m[..., 1:], m[..., :-1], b)
