@@ -228,40 +228,40 @@ void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& par
   const int64_t length = p.steps * n;
   const AcrossParameters<C> t(p, params, group);
   alignas(64) ShortBuffer<C> mu, z, kl;  // z: eps at first, then what it becomes, step by step
-  const auto draw = [&](int64_t sample) RHOVAE_INLINE_BODY {
-    eps_across<C>(p, keys, group, sample, z, [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
+  V<C> squares{};
+  for (int64_t s = 0; p.z.data && s < p.samples; ++s) {
+    eps_across<C>(p, keys, group, s, z, [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
       if (p.steps < 16) return;  // the processor sees by itself where rows this short lead
-      if (sample == 0) prefetch_steps<C>(p, p.mu, group.next(), k, count);
-      prefetch_steps<C>(p, p.z, group.next().of_sample(sample, p.rows), k, count);
+      if (s == 0) prefetch_steps<C>(p, p.mu, group.next(), k, count);
+      prefetch_steps<C>(p, p.z, group.next().of_sample(s, p.rows), k, count);
     });
-  };
-  if (p.z.data) draw(0);
-  read_across<C>(p, p.mu, group, p.steps, C(0), mu);
-
-  if (p.kl_kind == Kl::PerRow) {
-    V<C> squares{};
+    if (s == 0) read_across<C>(p, p.mu, group, p.steps, C(0), mu);
+    V<C> x = load<C>(z), m = load<C>(mu);
+    store<C>(z, sample(m, t.s[0], x));
+    squares = m * m;
+    for (int64_t i = n; i < length; i += n) {
+      x = advance(t.rho[i], x, innovation(t.c[i], load<C>(z + i)));
+      m = load<C>(mu + i);
+      store<C>(z + i, sample(m, t.s[i], x));
+      squares += m * m;
+    }
+    write_across<C>(p.z, group.of_sample(s, p.rows), p.steps, z);
+  }
+  if (p.kl_kind == Kl::None) return;
+  if (!p.z.data) {
+    read_across<C>(p, p.mu, group, p.steps, C(0), mu);
     for (int64_t i = 0; i < length; i += n) squares += load<C>(mu + i) * load<C>(mu + i);
+  }
+  if (p.kl_kind == Kl::PerRow) {
     store<C>(
         kl, kl_of_means(squares) + sum_across(t.kl_of_s, 0, p.steps) + sum_across(t.minus_log_c, 1, p.steps));
     write_run<C>(p.kl, group.first, group.rows, kl);
-  }
-  if (p.kl_kind == Kl::PerStep) {
+  } else {
     for (int64_t i = 0; i < length; i += n) {
       const V<C> here = kl_of_mean(load<C>(mu + i)) + t.kl_of_s[i];
       store<C>(kl + i, i > 0 ? here + t.minus_log_c[i] : here);
     }
     write_across<C>(p.kl, group, p.steps, kl);
-  }
-  if (!p.z.data) return;
-  for (int64_t s = 0; s < p.samples; ++s) {
-    if (s > 0) draw(s);
-    V<C> x = load<C>(z);
-    store<C>(z, sample(load<C>(mu), t.s[0], x));
-    for (int64_t i = n; i < length; i += n) {
-      x = advance(t.rho[i], x, innovation(t.c[i], load<C>(z + i)));
-      store<C>(z + i, sample(load<C>(mu + i), t.s[i], x));
-    }
-    write_across<C>(p.z, group.of_sample(s, p.rows), p.steps, z);
   }
 }
 

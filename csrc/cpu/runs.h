@@ -216,8 +216,8 @@ RHOVAE_ALONE void read_across(const Problem& p, const Operand& from, Group group
         for (int lane = 0; lane < n; ++lane) {
           block[lane] = lane < rows ? as.load(at + start[lane] + k, left) : splat<C>(neutral);
         }
+        transpose_to<C>(block, left);
       });
-      transpose<C>(block);
 #pragma GCC unroll 16
       for (int i = 0; i < n; ++i) store<C>(to + (k + i) * n, block[i]);
     }
@@ -234,8 +234,8 @@ RHOVAE_ALONE void write_across(const Output& to, Group group, int64_t steps, con
       V<C> block[n];
 #pragma GCC unroll 16
       for (int i = 0; i < n; ++i) block[i] = load<C>(from + (k + i) * n);
-      transpose<C>(block);
       with_block<C>(group.rows, steps - k, [&](auto rows, auto left) RHOVAE_INLINE_BODY {
+        transpose_from<C>(block, left);
 #pragma GCC unroll 16
         for (int lane = 0; lane < n; ++lane) {
           if (lane < rows) as.store(at + lane * steps + k, block[lane], left);

@@ -76,6 +76,7 @@ RHOVAE_INLINE void store(C* to, V<C> v) {
 // The first lanes of a register, fewer than it has: known where this is made, so that no load or store asks.
 struct Part {
   int lanes;
+  constexpr operator int() const { return lanes; }
 };
 
 // The first `count` of up to `size` values, by powers of two: a copy of any length would be a call.
@@ -230,17 +231,34 @@ template <int n, int size>
 struct RightBlocks {
   static constexpr int from(int i) { return i & size ? n + i : i + size; }
 };
-template <class C, int size = Lanes<C>::n / 2>
-RHOVAE_INLINE void transpose(V<C> (&rows)[Lanes<C>::n]) {
+// Swaps, in the 2 size rows from `base` on, the blocks off the diagonal.
+template <class C, int base, int size>
+RHOVAE_INLINE void swap_blocks(V<C> (&rows)[Lanes<C>::n]) {
   constexpr int n = Lanes<C>::n;
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) {
-    if (i & size) continue;
+#pragma GCC unroll 8
+  for (int i = base; i < base + size; ++i) {
     const V<C> upper = rows[i], lower = rows[i + size];
     rows[i] = shuffle<C, LeftBlocks<n, size>>(upper, lower);
     rows[i + size] = shuffle<C, RightBlocks<n, size>>(upper, lower);
   }
-  if constexpr (size > 1) transpose<C, size / 2>(rows);
+}
+// Transposed, in blocks of half the size at a time: of which the first `count` rows are wanted ...
+template <class C, int base = 0, int size = Lanes<C>::n / 2>
+RHOVAE_INLINE void transpose_to(V<C> (&rows)[Lanes<C>::n], int count) {
+  swap_blocks<C, base, size>(rows);
+  if constexpr (size > 1) {
+    transpose_to<C, base, size / 2>(rows, count);
+    if (count > size) transpose_to<C, base + size, size / 2>(rows, count - size);
+  }
+}
+// ... or of which the first `count` are all that is there.
+template <class C, int base = 0, int size = Lanes<C>::n / 2>
+RHOVAE_INLINE void transpose_from(V<C> (&rows)[Lanes<C>::n], int count) {
+  if constexpr (size > 1) {
+    transpose_from<C, base, size / 2>(rows, count);
+    if (count > size) transpose_from<C, base + size, size / 2>(rows, count - size);
+  }
+  swap_blocks<C, base, size>(rows);
 }
 template <int lane>
 struct Broadcast {
