@@ -16,7 +16,7 @@ from bench import hardware, memory, report
 from bench.memory import BOTH, FORWARD, Extra
 from bench.peers import Peer, output_gradients, peers
 from bench.report import Result
-from bench.timing import cpu_timer, interleaved
+from bench.timing import cpu_timer, interleaved, keep_freed_memory
 from bench.verify import refuse_if_wrong
 
 SIZES = [(128, 10), (128, 128), (1024, 64), (8192, 256), (65536, 256), (1, 1_000_000)]
@@ -89,7 +89,7 @@ def measure(
 def main() -> None:
     options = arguments()
     refuse_if_wrong(options.backend)
-    machine = hardware.describe()
+    machine = hardware.describe() | {"freed_memory_kept": keep_freed_memory()}
     results: list[Result] = []
     sizes = QUICK_SIZES if options.quick else SIZES
     extra = {}

@@ -124,6 +124,8 @@ def provenance(hardware: dict[str, Any], command: str) -> list[str]:
     lines = [
         f"{machine}; {versions}; load before the run {hardware['load_before'][0]}. Command: `{command}`."
     ]
+    if hardware.get("freed_memory_kept"):
+        lines[0] += " Memory that tensors free stays with the process, for every sampler alike."
     if hardware["load_before"][0] > BUSY:
         lines += ["", "**Other programs were running: these times are too long, the ratios unsure.**"]
     return lines

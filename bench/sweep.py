@@ -22,7 +22,7 @@ from torch import Tensor
 import rhovae_ext
 from bench import hardware, report
 from bench.memory import BOTH, FORWARD
-from bench.timing import Quantiles, cpu_timer, interleaved
+from bench.timing import Quantiles, cpu_timer, interleaved, keep_freed_memory
 from bench.verify import refuse_if_wrong
 
 ELEMENTS = 2**21
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
     options = parser.parse_args()
     refuse_if_wrong("native")
-    machine = hardware.describe()
+    machine = hardware.describe() | {"freed_memory_kept": keep_freed_memory()}
     points: list[Point] = []
     for threads in options.threads:
         for dtype in TYPES[: 1 if options.quick else None]:

@@ -18,7 +18,7 @@ import torch
 from bench import hardware, memory, report, sweep
 from bench.memory import BOTH, FORWARD
 from bench.peers import DIAGONAL, KERNEL, LOOP, output_gradients, peers
-from bench.timing import Call, Quantiles, cpu_timer, interleaved
+from bench.timing import Call, Quantiles, cpu_timer, interleaved, keep_freed_memory
 from bench.verify import refuse_if_wrong
 
 WIDE, LONG = (8192, 256), (1, 1_000_000)
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--no-files", action="store_true", help="print only")
     options = parser.parse_args()
     refuse_if_wrong("native")
-    machine = hardware.describe()
+    machine = hardware.describe() | {"freed_memory_kept": keep_freed_memory()}
     threads = min(2, machine["cores"])
     targets = [
         *against_peers(threads, options.budget),

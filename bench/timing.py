@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import random
 import time
@@ -23,6 +24,21 @@ def cpu_timer(call: Call, number: int) -> float:
     for _ in range(number):
         call()
     return time.perf_counter() - start
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep the memory that its tensors free; whether the C library (glibc) can.
+
+    Otherwise it gives large blocks back, or not, depending on what was freed before; a tensor that has to be
+    mapped anew costs more in page faults (on a virtual machine 1 ns an element and more) than a fused
+    kernel.
+    """
+    trim_threshold, mmap_max = -1, -4  # from malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
 
 
 @dataclass(frozen=True)

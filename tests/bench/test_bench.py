@@ -115,6 +115,24 @@ print(json.dumps([(tensors_extra(call), pages_extra(call)) for call in calls]))
     assert eager[1] == pytest.approx(eager[0], rel=0.05)
 
 
+def test_freed_memory_is_not_mapped_anew() -> None:
+    program = """
+import resource, torch
+from bench.timing import keep_freed_memory
+if keep_freed_memory():
+    for _ in range(40):  # the heap takes some turns to settle
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(2**22).fill_(0)  # 4096 pages
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if not done.stdout:
+        pytest.skip("this C library does not keep freed memory on request")
+    assert int(done.stdout) < 400
+
+
 def test_quantiles_interpolate() -> None:
     quantiles = Quantiles.of([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
     assert (quantiles.q20, quantiles.q50, quantiles.q80) == pytest.approx((2.0, 3.5, 5.0))
