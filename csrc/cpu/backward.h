@@ -56,6 +56,14 @@ template <class C, bool first>
 RHOVAE_INLINE void collect(C* sum, V<C> v) {
   store<C>(sum, first ? v : load<C>(sum) + v);
 }
+// Into its place where the row has a value a step, else into what one value for the row takes of it.
+template <class C, bool first, bool steps>
+RHOVAE_INLINE void collect(C* sum, V<C>& row, V<C> v) {
+  if constexpr (steps)
+    collect<C, first>(sum, v);
+  else
+    row += v;
+}
 
 // Sums over samples for one tile, or a group of short rows: step by step, or what one value for the row takes
 // of it.
@@ -101,10 +109,7 @@ RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
     const V<C> x = scan.join(load<C>(xs + i), x_carry);
     const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
     const V<C> g = As::load(dz + i, left);
-    if constexpr (scale_steps)
-      collect<C, first_sample>(sum.gx + i, g * x);
-    else
-      gx_row += g * x;
+    collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, g * x);
     by_logit_row += g * p.s[i] * t;
     rho = splat<C>(rho_row), c = splat<C>(c_row);
   });
@@ -152,14 +157,8 @@ RHOVAE_INLINE void adjoint_tile(const TileParameters<C, false>& p, const C* xs, 
     const V<C> g = As::load(dz + i, left);
     const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), g * p.s[i], carry);
     const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
-    if constexpr (scale_steps)
-      collect<C, first_sample>(sum.gx + i, gx);
-    else
-      gx_row += gx;
-    if constexpr (rho_steps)
-      collect<C, first_sample>(sum.by_logit + i, by_logit);
-    else
-      by_logit_row += by_logit;
+    collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, gx);
+    collect<C, first_sample, rho_steps>(sum.by_logit + i, by_logit_row, by_logit);
     if (deps) store_some<C>(deps + i, load<C>(p.c + i) * lambda, left);
   }
   sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
@@ -326,10 +325,7 @@ RHOVAE_INLINE void tangent_across(const AcrossParameters<C>& p, const C* eps, co
       x = advance(rho, x, innovation(c, e));
     }
     const V<C> g = load<C>(dz + i);
-    if constexpr (scale_steps)
-      collect<C, first_sample>(sum.gx + i, g * x);
-    else
-      gx_row += g * x;
+    collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, g * x);
     by_logit_row += g * p.s[i] * t;
   }
   sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
@@ -355,14 +351,8 @@ RHOVAE_INLINE void adjoint_across(const AcrossParameters<C>& p, C* eps, const C*
     const V<C> g = load<C>(dz + i);
     lambda = advance(tie, lambda, g * p.s[i]);
     const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
-    if constexpr (scale_steps)
-      collect<C, first_sample>(sum.gx + i, gx);
-    else
-      gx_row += gx;
-    if constexpr (rho_steps)
-      collect<C, first_sample>(sum.by_logit + i, by_logit);
-    else
-      by_logit_row += by_logit;
+    collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, gx);
+    collect<C, first_sample, rho_steps>(sum.by_logit + i, by_logit_row, by_logit);
     if (deps) store<C>(eps + i, i > 0 ? p.c[i] * lambda : lambda);
     if (i > 0) tie = p.rho[i];
   }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -285,16 +285,17 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     config = resolve(arguments.config, given_flags(arguments))
-    posteriors = _several(arguments.posteriors, arguments.config, "posterior", POSTERIORS.names())
+    in_file = read_yaml(arguments.config) if arguments.config else {}
+    posteriors = _several(arguments.posteriors, in_file, "posterior", POSTERIORS.names())
     _compare_with(config, posteriors, arguments.out, "compare")
 
 
 def _several(
-    given: list[Any] | None, file: Path | None, name: str, default: Sequence[Any]
+    given: list[Any] | None, in_file: Mapping[str, Any], name: str, default: Sequence[Any]
 ) -> tuple[Any, ...]:
     """What is asked for of a setting that these commands vary: by flag, else in the file, else all."""
-    if given is None and file is not None:
-        found = read_yaml(file).get(name, read_yaml(file).get(name.replace("_", "-")))
+    if given is None:
+        found = in_file.get(name, in_file.get(name.replace("_", "-")))
         given = None if found is None else [found]
     chosen = tuple(default if given is None else given)
     if len(set(chosen)) < len(chosen):
@@ -316,10 +317,11 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"{arguments.config}: seed is {config.seed}, but a report has the seeds 0 to --seeds"
         )
+    in_file = read_yaml(arguments.config) if arguments.config else {}
     plan = Plan(
-        _several(arguments.models, arguments.config, "model", MODELS.names()),
-        _several(arguments.posteriors, arguments.config, "posterior", POSTERIORS.names()),
-        _several(arguments.latent_dims, arguments.config, "latent_dim", (10,)),
+        _several(arguments.models, in_file, "model", MODELS.names()),
+        _several(arguments.posteriors, in_file, "posterior", POSTERIORS.names()),
+        _several(arguments.latent_dims, in_file, "latent_dim", (10,)),
         arguments.seeds,
         config,
     )

@@ -61,8 +61,6 @@ def keep_plan(plan: Plan, folder: Path) -> None:
     content: dict[str, Any] = {**asdict(plan), "settings": asdict(plan.settings)}
     content = {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
     if not file.is_file():
-        if folder.exists() and any(p.name != "lock" for p in folder.iterdir()):
-            raise RunError(f"{folder} is not empty and holds no plan.yaml; give another --out")
         write_atomically(file, yaml.safe_dump(content, sort_keys=False).encode())
         return
     begun = read_yaml(file)
@@ -83,8 +81,8 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         RunError: it holds something, and no plan.
     """
-    known = {"lock", "plan.yaml"}
-    if folder.is_dir() and any(folder.iterdir()) and not known & {p.name for p in folder.iterdir()}:
+    found = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if found - {"lock"} and "plan.yaml" not in found:
         raise RunError(f"{folder} is not empty and holds no plan.yaml; give another --out")
 
 

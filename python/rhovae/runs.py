@@ -77,7 +77,7 @@ class Run:
     def note_start(self, config: TrainConfig) -> None:
         """Add this process's command and versions to ``environment.json``, and keep what it changes."""
         write_yaml(config, self.config_file)
-        starts = json.loads(self.environment_file.read_text()) if self.environment_file.is_file() else []
+        starts = read_json(self.environment_file) if self.environment_file.is_file() else []
         starts.append(environment(config.seed))
         write_json(starts, self.environment_file)
 

@@ -179,7 +179,7 @@ def test_a_failed_run_is_named_and_the_others_end(
     out = tmp_path / "out"
     (out / "runs").mkdir(parents=True)
     (out / "runs" / "vanilla-d3-diag-seed0").write_text("in the way")
-    (out / "lock").touch()
+    (out / "plan.yaml").touch()
     monkeypatch.setattr("rhovae.reproduction.keep_plan", lambda plan, folder: None)
     flags = [*FLAGS, "--seeds", "1", "--posteriors", "diag", "iso"]
     assert main([*flags, "--out", str(out)]) == 2
