@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -28,9 +29,21 @@ Type type_named(const std::string& name) {
   std::exit(2);
 }
 
+// Memory laid out as torch lays out a tensor's: from the start of a line on.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  static T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  static void deallocate(T* at, size_t) { ::operator delete(at, kLine); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+  static constexpr std::align_val_t kLine{64};
+};
+using Bytes = std::vector<char, Aligned<char>>;
+
 // Small positive numbers in every type.
-std::vector<char> values(Type type, int64_t count) {
-  std::vector<char> bytes(static_cast<size_t>(count * size_of(type)));
+Bytes values(Type type, int64_t count) {
+  Bytes bytes(static_cast<size_t>(count * size_of(type)));
   for (int64_t i = 0; i < count; ++i) {
     const double value = 0.25 + 0.5 * static_cast<double>(i % 7) / 7;
     const float single = static_cast<float>(value);
@@ -74,10 +87,10 @@ int main(int argc, char** argv) {
   const cpu::Kernels& kernels = cpu::kernels();
 
   const int64_t per_row = per_step ? steps : 1, ties = per_step ? steps - 1 : 1;
-  const std::vector<char> mu = values(type, rows * steps), scale = values(type, rows * per_row),
+  const Bytes mu = values(type, rows * steps), scale = values(type, rows * per_row),
                           rho = values(type, rows * ties), dz = values(type, rows * steps),
                           dkl = values(arithmetic, rows);
-  std::vector<char> z = values(type, rows * steps), kl = values(arithmetic, rows), dscale = scale, drho = rho;
+  Bytes z = values(type, rows * steps), kl = values(arithmetic, rows), dscale = scale, drho = rho;
 
   const auto fill = [&](Problem& p) {
     p.rows = rows, p.steps = steps, p.samples = 1, p.logits = true;

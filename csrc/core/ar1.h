@@ -21,9 +21,14 @@ RHOVAE_HD V innovation(V c, V eps) {
   return c * eps;
 }
 
+// z - mu
+template <class V>
+RHOVAE_HD V deviation(V s, V x) {
+  return s * x;
+}
 template <class V>
 RHOVAE_HD V sample(V mu, V s, V x) {
-  return mu + s * x;
+  return mu + deviation(s, x);
 }
 
 // x_{k-1} - rho_k x_k, without the cancellation that the plain difference has as |rho| nears 1.

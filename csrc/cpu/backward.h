@@ -51,6 +51,13 @@ struct KlGradient {
   }
 };
 
+// One value for every step.
+template <class C>
+struct Same {
+  V<C> value;
+  RHOVAE_INLINE V<C> operator[](int64_t) const { return value; }
+};
+
 // dst = v of the first sample, or one more of them.
 template <class C, bool first>
 RHOVAE_INLINE void collect(C* sum, V<C> v) {
@@ -174,26 +181,34 @@ RHOVAE_INLINE void with_kinds(const Backward& p, int64_t sample, const F& f) {
   });
 }
 
-// Adds g to its sum over samples.
-template <class C, class As>
-RHOVAE_INLINE void add_sample(const typename As::Value* dz, int64_t sample, int64_t count, C* sum) {
-  with_constant(sample == 0, [&](auto first) {
-    over_registers<C>(count, [&](int64_t i, auto left)
-                                 RHOVAE_INLINE_BODY { collect<C, first>(sum + i, As::load(dz + i, left)); });
-  });
-}
-
-// dL/dmu_k = g_k + h_k mu_k.
-template <class C, class AsG, class As>
-RHOVAE_INLINE void mean_gradient(const typename AsG::Value* g, const Run<C>& h, const typename As::Value* mu,
-                                 int64_t count, const Output& dmu, int64_t start) {
-  with_constant(dmu.type == kTypeOf<C>, [&](auto summed) {  // over rows that share mu, by the caller
+// dL/dmu_k = g_k + h_k mu_k, for steps [first, first + count) of one row. sums: a buffer, for g's sum over samples.
+template <class C, class AsG, class As, class H>
+RHOVAE_INLINE void mean_gradient(const Backward& p, int64_t row, int64_t first, int64_t count,
+                                 const typename AsG::Value* g, const H& h) {
+  const auto* mu = values_of<As>(p.mu, row_start(p.lead, p.mu, row) + first);
+  with_constant(p.dmu.type == kTypeOf<C>, [&](auto summed) {  // over rows that share mu, by the caller
     using To = std::conditional_t<summed, AsIs<C>, As>;
-    auto* to = values_of<To>(dmu, start);
+    auto* to = values_of<To>(p.dmu, row * p.steps + first);
     over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
       To::store(to + i, AsG::load(g + i, left) + h[i] * As::load(mu + i, left), left);
     });
   });
+}
+template <class C, class As, class H>
+RHOVAE_INLINE void mean_gradient(const Backward& p, int64_t row, int64_t first, int64_t count, const H& h,
+                                 C* sums) {
+  const int64_t start = p.dz.data ? row_start(p.lead, p.dz, row) + first : 0;
+  if (p.dz.data && p.samples == 1) {
+    return mean_gradient<C, As, As>(p, row, first, count, values_of<As>(p.dz, start), h);
+  }
+  std::memset(sums, 0, static_cast<size_t>(count) * sizeof(C));
+  for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
+    const auto* dz = values_of<As>(p.dz, s * p.dz.sample_stride + start);
+    over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
+      store<C>(sums + i, load<C>(sums + i) + As::load(dz + i, left));
+    });
+  }
+  mean_gradient<C, AsIs<C>, As>(p, row, first, count, sums, h);
 }
 
 // As: the type of mu and dz.
@@ -201,7 +216,6 @@ template <class C, class As>
 void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
                     Relay& relay) {
   const bool adjoint = p.rho.step || p.deps.data;
-  const int64_t mu_start = row_start(p.lead, p.mu, row);
   const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
   const int64_t dz_start = p.dz.data ? row_start(p.lead, p.dz, row) : 0;
   const int64_t tiles = tiles_of(p);
@@ -210,7 +224,7 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   TileParameters<C, false> t;
   TileGradients<C> sum;
   KlGradient<C> kl;
-  alignas(64) TileBuffer<C> eps_buffer, g_buffer, out, xs, sources;
+  alignas(64) TileBuffer<C> eps_buffer, out, xs, sources;
   const auto count_of = [&](int64_t tile) {
     const int64_t left = p.steps - tile * kTile;
     return left < kTile ? left : kTile;
@@ -239,14 +253,10 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
     t.read(p, params, lane, scale_start, rho_start, first, count, adjoint);
     kl.read(p, row, first, count);
     sum.gx_row = sum.by_logit_row = V<C>{};
-    if (!p.dz.data) {
-      std::memset(g_buffer, 0, static_cast<size_t>(count) * sizeof(C));
-      sum.clear(count);
-    }
+    if (!p.dz.data) sum.clear(count);
     for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
       const C* eps = eps_along(p, keys, row, s, first, count, eps_buffer);
       const auto* dz = dz_of(s, tile);
-      if (p.samples > 1) add_sample<C, As>(dz, s, count, g_buffer);
       if (!adjoint) start_chain(scan, c_row, eps, first == 0, count, xs);
       Baton& chain = relay.chain(s);
       chain.await(tile);
@@ -269,11 +279,7 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
       if (deps) finish_run(p.deps, to, count, out);
     }
 
-    const auto* mu = values_of<As>(p.mu, mu_start + first);
-    if (p.dz.data && p.samples == 1)
-      mean_gradient<C, As, As>(dz_of(0, tile), kl.h, mu, count, p.dmu, row * p.steps + first);
-    else
-      mean_gradient<C, AsIs<C>, As>(g_buffer, kl.h, mu, count, p.dmu, row * p.steps + first);
+    mean_gradient<C, As>(p, row, first, count, kl.h, out);
 
     if (p.scale.step) {
       for (int64_t i = 0; i < count; i += Lanes<C>::n) {
@@ -310,30 +316,62 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   }
 }
 
-// One rho a row: x and its tangent together.
-template <class C, bool first_sample, bool scale_steps>
-RHOVAE_INLINE void tangent_across(const AcrossParameters<C>& p, const C* eps, const C* dz, int64_t length,
-                                  AcrossGradients<C>& sum) {
+// The gradient of the KL of a group of short rows: zero, a value a row, or one a step.
+template <class C>
+class KlGradientAcross {
+ public:
+  RHOVAE_INLINE KlGradientAcross(const Backward& p, Group group) : steps(p.steps) {
+    if (!p.dkl.data) return;
+    step = p.dkl.step;
+    if (step)
+      read_across<C>(p, p.dkl, group, 0, steps, C(0), buffer);
+    else
+      row = row_values(p, p.dkl, group, C(0));
+  }
+  RHOVAE_INLINE V<C> operator[](int64_t at) const { return step ? load<C>(buffer + at) : row; }
+  // Over the steps from `first` on.
+  RHOVAE_INLINE V<C> sum_from(int64_t first) const {
+    constexpr int n = Lanes<C>::n;
+    if (!step) return static_cast<C>(steps - first) * row;
+    V<C> sum{};
+    for (int64_t k = first; k < steps; ++k) sum += load<C>(buffer + k * n);
+    return sum;
+  }
+ private:
+  const int64_t steps;
+  int64_t step = 0;
+  V<C> row{};
+  alignas(64) ShortBuffer<C> buffer;
+};
+
+// One rho a row: x and its tangent together, from the ones before.
+template <class C, bool first_sample, bool scale_steps, class Parameters>
+RHOVAE_INLINE void tangent_across(const Parameters& p, const C* eps, const C* dz, int64_t first, int64_t count,
+                                  V<C>& x_last, V<C>& t_last, AcrossGradients<C>& sum) {
   constexpr int n = Lanes<C>::n;
-  const V<C> rho = p.rho[0], c = p.c[0];
-  V<C> x = load<C>(eps), t{};
+  const V<C> rho = p.rho(n), c = p.c(n);
+  V<C> x = x_last, t = t_last;
   V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
-  for (int64_t i = 0; i < length; i += n) {
-    if (i > 0) {
-      const V<C> e = load<C>(eps + i);
+  for (int64_t i = 0; i < count * n; i += n) {
+    const V<C> e = load<C>(eps + i);
+    if (first + i > 0) {
       t = advance(rho, t, tangent_source(rho, c, x, e));
       x = advance(rho, x, innovation(c, e));
+    } else {
+      x = e;
     }
     const V<C> g = load<C>(dz + i);
     collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, g * x);
-    by_logit_row += g * p.s[i] * t;
+    by_logit_row += g * p.s(i) * t;
   }
+  x_last = x, t_last = t;
   sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
 }
 
-// Any rho: x forward, then the adjoint backward. eps becomes its own gradient where that is asked for.
-template <class C, bool first_sample, bool scale_steps, bool rho_steps>
-RHOVAE_INLINE void adjoint_across(const AcrossParameters<C>& p, C* eps, const C* dz, int64_t length,
+// Any rho: x forward, then the adjoint backward, over whole rows. eps becomes its own gradient where that is
+// asked for.
+template <class C, bool first_sample, bool scale_steps, bool rho_steps, class Parameters>
+RHOVAE_INLINE void adjoint_across(const Parameters& p, C* eps, const C* dz, int64_t length,
                                   AcrossGradients<C>& sum, bool deps) {
   constexpr int n = Lanes<C>::n;
   alignas(64) ShortBuffer<C> xs, sources;
@@ -341,82 +379,94 @@ RHOVAE_INLINE void adjoint_across(const AcrossParameters<C>& p, C* eps, const C*
   store<C>(xs, x), store<C>(sources, V<C>{});
   for (int64_t i = n; i < length; i += n) {
     const V<C> e = load<C>(eps + i);
-    store<C>(sources + i, tangent_source(p.rho[i], p.c[i], x, e));
-    x = advance(p.rho[i], x, innovation(p.c[i], e));
+    store<C>(sources + i, tangent_source(p.rho(i), p.c(i), x, e));
+    x = advance(p.rho(i), x, innovation(p.c(i), e));
     store<C>(xs + i, x);
   }
   V<C> lambda{}, tie{};  // to the step after
   V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
   for (int64_t i = length - n; i >= 0; i -= n) {
     const V<C> g = load<C>(dz + i);
-    lambda = advance(tie, lambda, g * p.s[i]);
+    lambda = advance(tie, lambda, g * p.s(i));
     const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
     collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, gx);
     collect<C, first_sample, rho_steps>(sum.by_logit + i, by_logit_row, by_logit);
-    if (deps) store<C>(eps + i, i > 0 ? p.c[i] * lambda : lambda);
-    if (i > 0) tie = p.rho[i];
+    if (deps) store<C>(eps + i, i > 0 ? p.c(i) * lambda : lambda);
+    if (i > 0) tie = p.rho(i);
   }
   sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
 }
 
+// The means' gradients, along the rows: as mu and dz lie.
 template <class C>
-void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, Group group) {
+RHOVAE_ALONE void mean_gradients(const Backward& p, Group group, V<C> h_row) {
+  alignas(64) ShortBuffer<C> sums;
+  KlGradient<C> h;
+  with_sample_type<C>(p.mu.type, [&](auto as) RHOVAE_INLINE_BODY {
+    for (int lane = 0; lane < group.rows; ++lane) {
+      const int64_t row = group.first + lane;
+      if (p.dkl.data && p.dkl.step) {
+        h.read(p, row, 0, p.steps);
+        mean_gradient<C, decltype(as)>(p, row, 0, p.steps, h.h, sums);
+      } else {
+        mean_gradient<C, decltype(as)>(p, row, 0, p.steps, Same<C>{splat<C>(h_row[lane])}, sums);
+      }
+    }
+  });
+}
+
+template <class C, bool steps>
+RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, Group group) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
-  const AcrossParameters<C> t(p, params, group);
+  const bool adjoint = p.rho.step || p.deps.data;
+  const Across<C, steps> t(p, params, group);
+  const KlGradientAcross<C> h(p, group);
   AcrossGradients<C> sum;
-  alignas(64) ShortBuffer<C> g_buffer, eps, dz, h_buffer;
-  const C* g = g_buffer;
-  if (!p.dz.data) {
-    std::memset(g_buffer, 0, static_cast<size_t>(length) * sizeof(C));
-    sum.clear(length);
-  }
+  alignas(64) ShortBuffer<C> eps, dz;
+  if (!p.dz.data) sum.clear(length);
   for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
-    eps_across<C>(p, keys, group, s, eps, [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
-      prefetch_steps<C>(p, p.dz, group.next(), k, count, s);
-      if (s > 0) return;
-      prefetch_steps<C>(p, p.mu, group.next(), k, count);
-      prefetch_steps<C>(p, p.dmu, group.next(), k, count);
-    });
-    read_across<C>(p, p.dz, group, p.steps, C(0), dz, s);
-    if (p.samples == 1) g = dz;
-    if (p.samples > 1) add_sample<C, AsIs<C>>(dz, s, length, g_buffer);
-    with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto rho_steps) {
-      if (rho_steps || p.deps.data)
-        adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data);
+    V<C> x_last{}, t_last{};
+    over_stretches(p.steps, adjoint || steps ? p.steps : kStretch, [&](int64_t first, int64_t count)
+                                                                          RHOVAE_INLINE_BODY {
+      eps_across<C>(p, keys, group, s, first, count, eps, [&](int64_t k, int64_t some) RHOVAE_INLINE_BODY {
+        prefetch_steps<C>(p, p.dz, group.next(), k, some, s);
+        if (s > 0) return;
+        prefetch_steps<C>(p, p.mu, group.next(), k, some);
+        prefetch_steps<C>(p, p.dmu, group.next(), k, some);
+      });
+      read_across<C>(p, p.dz, group, first, count, C(0), dz, s);
+      const auto pass = [&](auto first_sample, auto scale_steps, auto rho_steps) RHOVAE_INLINE_BODY {
+        if (rho_steps || p.deps.data)
+          adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data);
+        else
+          tangent_across<C, first_sample, scale_steps>(t, eps, dz, first, count, x_last, t_last, sum);
+      };
+      if constexpr (steps)
+        with_kinds(p, s, pass);
       else
-        tangent_across<C, first_sample, scale_steps>(t, eps, dz, length, sum);
+        with_constant(s == 0, [&](auto first) { pass(first, std::false_type{}, std::false_type{}); });
     });
     if (p.deps.data) write_across<C>(p.deps, group.of_sample(s, p.rows), p.steps, eps);
   }
 
-  Run<C> h{h_buffer, 0};
-  store<C>(h_buffer, V<C>{});
-  if (p.dkl.data) {
-    h.step = p.dkl.step;
-    read_across<C>(p, p.dkl, group, h.step ? p.steps : 1, C(0), h_buffer);
-  }
-  C* mu = eps;  // the noise has done its work
-  read_across<C>(p, p.mu, group, p.steps, C(0), mu);
-  for (int64_t i = 0; i < length; i += n) store<C>(mu + i, load<C>(g + i) + h[i] * load<C>(mu + i));
-  write_across<C>(p.dmu, group, p.steps, mu);
+  mean_gradients<C>(p, group, h[0]);
   if (p.scale.step) {
     for (int64_t i = 0; i < length; i += n) {
-      store<C>(sum.gx + i, scale_gradient(p, load<C>(sum.gx + i), h[i], t.s[i]));
+      store<C>(sum.gx + i, scale_gradient(p, load<C>(sum.gx + i), h[i], t.s(i)));
     }
     write_across<C>(p.dscale, group, p.steps, sum.gx);
   } else {
-    store<C>(sum.gx, scale_gradient(p, sum.gx_row, sum_across(h, 0, p.steps), params.s));
+    store<C>(sum.gx, scale_gradient(p, sum.gx_row, h.sum_from(0), t.s(0)));
     write_run<C>(p.dscale, group.first, group.rows, sum.gx);
   }
   if (p.rho.step) {
     for (int64_t i = n; i < length; i += n) {
-      store<C>(sum.by_logit + i, rho_gradient(p, load<C>(sum.by_logit + i), h[i], t.rho[i], t.c[i]));
+      store<C>(sum.by_logit + i, rho_gradient(p, load<C>(sum.by_logit + i), h[i], t.rho(i), t.c(i)));
     }
     write_across<C>(p.drho, group, p.steps - 1, sum.by_logit + n);
   } else {
-    store<C>(sum.by_logit,
-             rho_gradient(p, sum.by_logit_row, sum_across(h, 1, p.steps), params.rho, params.c));
+    store<C>(sum.by_logit, rho_gradient(p, sum.by_logit_row, h.sum_from(1), t.rho(n), t.c(n)));
     write_run<C>(p.drho, group.first, group.rows, sum.by_logit);
   }
 }
@@ -426,7 +476,10 @@ void backward_rows(const Backward& p, int64_t begin, int64_t end) {
   const LaneKeys keys = lane_keys(p.noise.seed);
   Relay relay(p.samples, tiles_of(p), false);
   over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
-    if (p.steps < kShortRow) return backward_across(p, keys, params, group);
+    if (p.steps < kShortRow) {
+      return with_constant(p.scale.step || p.rho.step,
+                           [&](auto steps) { backward_across<C, steps>(p, keys, params, group); });
+    }
     with_sample_type<C>(p.mu.type, [&](auto as) {
       for (int lane = 0; lane < group.rows; ++lane) {
         relay.begin_row();

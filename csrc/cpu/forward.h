@@ -7,6 +7,7 @@
 #include "../core/ar1.h"
 #include "../core/kl.h"
 #include "scan.h"
+#include "short_rows.h"
 #include "tile.h"
 
 namespace rhovae::RHOVAE_ISA {
@@ -148,129 +149,153 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
   }
 }
 
-// meanwhile(k, count): what memory is to be asked for while the noise of steps [k, k + count) is drawn.
-template <class C, class Meanwhile>
-RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group group, int64_t sample, C* to,
-                              const Meanwhile& meanwhile) {
-  if (p.eps.data) {
-    meanwhile(0, p.steps);
-    return read_across<C>(p, p.eps, group, p.steps, C(0), to, sample);
-  }
-  constexpr int64_t some = 16;
-  U64 ids[2]{};
-  rows_across<C>(static_cast<uint64_t>(group.first), ids);
-  for (U64& id : ids) {
-    id = noise_row(p.noise.row_offset, id, static_cast<uint64_t>(p.samples), static_cast<uint64_t>(sample));
-  }
-  for (int64_t k = 0; k < p.steps; k += some) {
-    const int64_t left = p.steps - k, count = left < some + some / 2 ? left : some;
-    meanwhile(k, count);
-    normals_across<C>(keys, p.noise.offset + static_cast<uint64_t>(k / kNormalsPerBlock<C>), ids,
-                      to + k * Lanes<C>::n, count);
-    if (count > some) return;
-  }
-}
-
-template <class C>
-using ShortBuffer = C[(kShortRow + 8) * Lanes<C>::n];
-
-// A group of short rows, a row a lane: their parameters step by step.
-template <class C>
-struct AcrossParameters {
-  alignas(64) ShortBuffer<C> s_buffer, kl_of_s_buffer, rho_buffer, c_buffer, minus_log_c_buffer;
-  Run<C> s, kl_of_s, rho, c, minus_log_c;  // indexed by k * n; rho[k] ties k - 1 and k, for k in [1, steps)
-
-  RHOVAE_INLINE AcrossParameters(const Problem& p, const PerRow<C>& row, Group group) {
-    constexpr int n = Lanes<C>::n;
-    if (p.scale.step) {
-      read_across<C>(p, p.scale, group, p.steps, neutral_scale<C>(p.logits), s_buffer);
-      for (int64_t i = 0; i < p.steps * n; i += n) {
-        const Scale<V<C>> v = scale_of<C>(p.logits, load<C>(s_buffer + i));
-        store<C>(s_buffer + i, v.s);
-        store<C>(kl_of_s_buffer + i, kl_of_scale(v.s, v.log_s));
-      }
-    } else {
-      store<C>(s_buffer, row.s);
-      store<C>(kl_of_s_buffer, kl_of_scale(row.s, row.log_s));
-    }
-    if (p.rho.step) {
-      read_across<C>(p, p.rho, group, p.steps - 1, C(0), rho_buffer + n);
-      for (int64_t i = n; i < p.steps * n; i += n) {
-        const Correlation<V<C>> v = correlation_of<C>(p.logits, load<C>(rho_buffer + i));
-        store<C>(rho_buffer + i, v.rho);
-        store<C>(c_buffer + i, v.c);
-        store<C>(minus_log_c_buffer + i, v.minus_log_c);
-      }
-    } else {
-      store<C>(rho_buffer, row.rho);
-      store<C>(c_buffer, row.c);
-      store<C>(minus_log_c_buffer, row.minus_log_c);
-    }
-    s = {s_buffer, p.scale.step}, kl_of_s = {kl_of_s_buffer, p.scale.step};
-    rho = {rho_buffer, p.rho.step}, c = {c_buffer, p.rho.step},
-    minus_log_c = {minus_log_c_buffer, p.rho.step};
-  }
+// What a group's chain has yielded over steps [first, first + count) of one sample, and where it belongs.
+struct Drawn {
+  Group group;
+  int64_t sample, first, count;
 };
 
-// Over the steps [first, last), a row a lane.
-template <class C>
-RHOVAE_INLINE V<C> sum_across(const Run<C>& run, int64_t first, int64_t last) {
+// z from its deviations (deviation[k * n + lane]), along the rows, so that mu is read as it lies. Returns the
+// rows' sums of mu^2, where they are wanted.
+template <class C, bool squares_wanted>
+RHOVAE_ALONE V<C> write_samples(const Forward& p, const Drawn& drawn, const C* deviations) {
   constexpr int n = Lanes<C>::n;
-  if (!run.step) return static_cast<C>(last - first) * run[0];
-  V<C> sum{};
-  for (int64_t k = first; k < last; ++k) sum += run[k * n];
-  return sum;
+  V<C> squares{};
+  int64_t start[n];
+  row_starts<C>(p, p.mu, drawn.group, 0, start);
+  with_sample_type<C>(p.mu.type, [&](auto as) RHOVAE_INLINE_BODY {
+    using As = decltype(as);
+    const auto* mu = values_of<As>(p.mu, drawn.first);
+    auto* z = values_of<As>(p.z, drawn.group.of_sample(drawn.sample, p.rows).first * p.steps + drawn.first);
+    for (int64_t k = 0; k < drawn.count; k += n) {
+      V<C> block[n];
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) block[i] = load<C>(deviations + (k + i) * n);
+      with_block<C>(drawn.group.rows, drawn.count - k, [&](auto rows, auto left) RHOVAE_INLINE_BODY {
+        transpose_from<C>(block, left);
+#pragma GCC unroll 16
+        for (int lane = 0; lane < n; ++lane) {
+          V<C> m{};
+          if (lane < rows) {
+            m = as.load(mu + start[lane] + k, left);
+            as.store(z + lane * p.steps + k, m + block[lane], left);
+          }
+          block[lane] = m * m;
+        }
+      });
+      if constexpr (squares_wanted) squares += sum_rows<C>(block);
+    }
+  });
+  return squares;
 }
 
-template <class C>
-void forward_across(const Forward& p, const LaneKeys& keys, const PerRow<C>& params, Group group) {
+// The KL of a group of short rows without z, or of every step.
+template <class C, class Parameters>
+void kl_across(const Forward& p, const Parameters& t, Group group) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
-  const AcrossParameters<C> t(p, params, group);
-  alignas(64) ShortBuffer<C> mu, z, kl;  // z: eps at first, then what it becomes, step by step
-  V<C> squares{};
-  for (int64_t s = 0; p.z.data && s < p.samples; ++s) {
-    eps_across<C>(p, keys, group, s, z, [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
-      if (p.steps < 16) return;  // the processor sees by itself where rows this short lead
-      if (s == 0) prefetch_steps<C>(p, p.mu, group.next(), k, count);
-      prefetch_steps<C>(p, p.z, group.next().of_sample(s, p.rows), k, count);
-    });
-    if (s == 0) read_across<C>(p, p.mu, group, p.steps, C(0), mu);
-    V<C> x = load<C>(z), m = load<C>(mu);
-    store<C>(z, sample(m, t.s[0], x));
-    squares = m * m;
-    for (int64_t i = n; i < length; i += n) {
-      x = advance(t.rho[i], x, innovation(t.c[i], load<C>(z + i)));
-      m = load<C>(mu + i);
-      store<C>(z + i, sample(m, t.s[i], x));
-      squares += m * m;
-    }
-    write_across<C>(p.z, group.of_sample(s, p.rows), p.steps, z);
-  }
-  if (p.kl_kind == Kl::None) return;
-  if (!p.z.data) {
-    read_across<C>(p, p.mu, group, p.steps, C(0), mu);
-    for (int64_t i = 0; i < length; i += n) squares += load<C>(mu + i) * load<C>(mu + i);
-  }
+  alignas(64) ShortBuffer<C> kl;
+  read_across<C>(p, p.mu, group, 0, p.steps, C(0), kl);
   if (p.kl_kind == Kl::PerRow) {
-    store<C>(
-        kl, kl_of_means(squares) + sum_across(t.kl_of_s, 0, p.steps) + sum_across(t.minus_log_c, 1, p.steps));
-    write_run<C>(p.kl, group.first, group.rows, kl);
-  } else {
-    for (int64_t i = 0; i < length; i += n) {
-      const V<C> here = kl_of_mean(load<C>(mu + i)) + t.kl_of_s[i];
-      store<C>(kl + i, i > 0 ? here + t.minus_log_c[i] : here);
-    }
-    write_across<C>(p.kl, group, p.steps, kl);
+    V<C> squares{};
+    for (int64_t i = 0; i < length; i += n) squares += load<C>(kl + i) * load<C>(kl + i);
+    store<C>(kl, kl_of_means(squares) + t.kl_without_means(p.steps));
+    return write_run<C>(p.kl, group.first, group.rows, kl);
   }
+  for (int64_t i = 0; i < length; i += n) {
+    const V<C> here = kl_of_mean(load<C>(kl + i)) + t.kl_of_s(i);
+    store<C>(kl + i, i > 0 ? here + t.minus_log_c(i) : here);
+  }
+  write_across<C>(p.kl, group, p.steps, kl);
 }
+
+// Groups of short rows, a row a lane. The chain is a long wait for few instructions, so what it yields is
+// written only after the noise that follows it has been drawn.
+template <class C>
+class ForwardAcross {
+ public:
+  RHOVAE_INLINE ForwardAcross(const Forward& p, const LaneKeys& keys)
+      : p(p), keys(keys) {}
+
+  template <bool steps>
+  RHOVAE_ALONE void add(const PerRow<C>& params, Group group) {
+    const Across<C, steps> t(p, params, group);
+    const bool kl_of_samples = p.z.data && p.kl_kind == Kl::PerRow;
+    if (p.kl_kind != Kl::None && !kl_of_samples) kl_across<C>(p, t, group);
+    for (int64_t s = 0; p.z.data && s < p.samples; ++s) {
+      V<C> x{};
+      over_stretches(p.steps, steps ? p.steps : kStretch, [&](int64_t first, int64_t count) RHOVAE_INLINE_BODY {
+        C* values = buffers[turn];
+        eps_across<C>(p, keys, group, s, first, count, values,
+                      [&](int64_t k, int64_t some) RHOVAE_INLINE_BODY {
+                        if (p.steps < 16) return;  // the processor sees by itself where rows this short lead
+                        if (s == 0) prefetch_steps<C>(p, p.mu, group.next(), k, some);
+                        prefetch_steps<C>(p, p.z, group.next().of_sample(s, p.rows), k, some);
+                      });
+        finish();
+        x = chain(t, x, first, count, values);
+        drawn = {group, s, first, count};
+        turn = 1 - turn;
+      });
+    }
+    if (kl_of_samples) rest_of_kl = t.kl_without_means(p.steps);
+  }
+
+  // What is still to be written.
+  RHOVAE_INLINE void finish() {
+    if (drawn.count == 0) return;
+    const C* deviations = buffers[1 - turn];
+    if (drawn.sample > 0 || p.kl_kind != Kl::PerRow) {
+      write_samples<C, false>(p, drawn, deviations);
+    } else {
+      squares += write_samples<C, true>(p, drawn, deviations);
+      if (drawn.first + drawn.count == p.steps) {
+        alignas(64) C kl[Lanes<C>::n];
+        store<C>(kl, kl_of_means(squares) + rest_of_kl);
+        write_run<C>(p.kl, drawn.group.first, drawn.group.rows, kl);
+        squares = V<C>{};
+      }
+    }
+    drawn.count = 0;
+  }
+
+ private:
+  // eps becomes the deviations. Returns the last x.
+  template <class Parameters>
+  static RHOVAE_INLINE V<C> chain(const Parameters& t, V<C> x, int64_t first, int64_t count, C* values) {
+    constexpr int n = Lanes<C>::n;
+    int64_t i = 0;
+    if (first == 0) {
+      x = load<C>(values);
+      store<C>(values, deviation(t.s(0), x));
+      i = n;
+    }
+    for (; i < count * n; i += n) {
+      const int64_t at = first * n + i;
+      x = advance(t.rho(at), x, innovation(t.c(at), load<C>(values + i)));
+      store<C>(values + i, deviation(t.s(at), x));
+    }
+    return x;
+  }
+
+  const Forward& p;
+  const LaneKeys& keys;
+  alignas(64) ShortBuffer<C> buffers[2];
+  V<C> squares{}, rest_of_kl{};
+  Drawn drawn{};
+  int turn = 0;
+};
 
 template <class C>
 void forward_rows(const Forward& p, int64_t begin, int64_t end) {
   const LaneKeys keys = lane_keys(p.noise.seed);
   Relay relay(p.samples, 0, false);
+  ForwardAcross<C> across(p, keys);
   over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
-    if (p.steps < kShortRow) return forward_across(p, keys, params, group);
+    if (p.steps < kShortRow) {
+      return with_constant(p.scale.step || p.rho.step,
+                           [&](auto steps) { across.template add<steps>(params, group); });
+    }
     with_sample_type<C>(p.mu.type, [&](auto as) {
       for (int lane = 0; lane < group.rows; ++lane) {
         relay.begin_row();
@@ -278,6 +303,7 @@ void forward_rows(const Forward& p, int64_t begin, int64_t end) {
       }
     });
   });
+  across.finish();
 }
 
 template <class C>

@@ -25,32 +25,33 @@ RHOVAE_INLINE C neutral_scale(bool logits) {
   return logits ? C(0) : C(1);
 }
 
-// One value a row, a row a lane: a group shares the exponentials.
+// A value a row, a row a lane; `neutral` in the lanes without one.
+template <class C>
+RHOVAE_INLINE V<C> row_values(const Problem& p, const Operand& from, Group group, C neutral) {
+  alignas(kBytes) C buffer[Lanes<C>::n];
+  store<C>(buffer, splat<C>(neutral));
+  if (p.lead.axes == 1 && from.stride[0] == 1 && group.rows == Lanes<C>::n) {
+    read_run<C>(from, group.first, group.rows, buffer);
+  } else {
+    for (int lane = 0; lane < group.rows; ++lane) {
+      buffer[lane] = read_one<C>(from, row_start(p.lead, from, group.first + lane));
+    }
+  }
+  return load<C>(buffer);
+}
+
+// s and rho of a group of rows that have one value each, a row a lane: they share the exponentials.
 template <class C>
 struct PerRow {
   V<C> s, log_s, rho, c, minus_log_c;
 
   RHOVAE_INLINE PerRow(const Problem& p, Group group) {
     const V<C> scale = p.scale.step ? splat<C>(neutral_scale<C>(p.logits))
-                                    : values(p, p.scale, group, neutral_scale<C>(p.logits));
-    const V<C> correlation = p.rho.step ? V<C>{} : values(p, p.rho, group, C(0));
+                                    : row_values(p, p.scale, group, neutral_scale<C>(p.logits));
+    const V<C> correlation = p.rho.step ? V<C>{} : row_values(p, p.rho, group, C(0));
     const Scale<V<C>> a = scale_of<C>(p.logits, scale);
     const Correlation<V<C>> b = correlation_of<C>(p.logits, correlation);
     s = a.s, log_s = a.log_s, rho = b.rho, c = b.c, minus_log_c = b.minus_log_c;
-  }
-
- private:
-  static RHOVAE_INLINE V<C> values(const Problem& p, const Operand& from, Group group, C neutral) {
-    alignas(kBytes) C buffer[Lanes<C>::n];
-    store<C>(buffer, splat<C>(neutral));
-    if (p.lead.axes == 1 && from.stride[0] == 1 && group.rows == Lanes<C>::n) {
-      read_run<C>(from, group.first, group.rows, buffer);
-    } else {
-      for (int lane = 0; lane < group.rows; ++lane) {
-        buffer[lane] = read_one<C>(from, row_start(p.lead, from, group.first + lane));
-      }
-    }
-    return load<C>(buffer);
   }
 };
 

@@ -199,19 +199,19 @@ RHOVAE_INLINE void row_starts(const Problem& p, const Operand& from, Group group
   }
 }
 
-// to[k * n + lane] = row lane's step k, for a group of rows; `neutral` in the lanes without one. Whole blocks
-// of n steps are written: zeros past `steps`.
+// to[k * n + lane] = row lane's step first + k, for a group of rows; `neutral` in the lanes without one. Whole
+// blocks of n steps are written: zeros past `count`.
 template <class C>
-RHOVAE_ALONE void read_across(const Problem& p, const Operand& from, Group group, int64_t steps, C neutral,
-                              C* to, int64_t sample = 0) {
+RHOVAE_ALONE void read_across(const Problem& p, const Operand& from, Group group, int64_t first,
+                              int64_t count, C neutral, C* to, int64_t sample = 0) {
   constexpr int n = Lanes<C>::n;
   int64_t start[n];
   row_starts<C>(p, from, group, sample, start);
   with_type<C>(from.type, [&](auto as) RHOVAE_INLINE_BODY {
-    const auto* at = values_of<decltype(as)>(from, 0);
-    for (int64_t k = 0; k < steps; k += n) {
+    const auto* at = values_of<decltype(as)>(from, first);
+    for (int64_t k = 0; k < count; k += n) {
       V<C> block[n];
-      with_block<C>(group.rows, steps - k, [&](auto rows, auto left) RHOVAE_INLINE_BODY {
+      with_block<C>(group.rows, count - k, [&](auto rows, auto left) RHOVAE_INLINE_BODY {
 #pragma GCC unroll 16
         for (int lane = 0; lane < n; ++lane) {
           block[lane] = lane < rows ? as.load(at + start[lane] + k, left) : splat<C>(neutral);

@@ -260,6 +260,17 @@ RHOVAE_INLINE void transpose_from(V<C> (&rows)[Lanes<C>::n], int count) {
   }
   swap_blocks<C, base, size>(rows);
 }
+// Lane i: the sum of row i's lanes. Transposed likewise, but added up on the way.
+template <class C, int size = Lanes<C>::n / 2>
+RHOVAE_INLINE V<C> sum_rows(V<C> (&rows)[Lanes<C>::n]) {
+  swap_blocks<C, 0, size>(rows);
+#pragma GCC unroll 8
+  for (int i = 0; i < size; ++i) rows[i] += rows[i + size];
+  if constexpr (size > 1)
+    return sum_rows<C, size / 2>(rows);
+  else
+    return rows[0];
+}
 template <int lane>
 struct Broadcast {
   static constexpr int from(int) { return lane; }
