@@ -88,8 +88,8 @@ int main(int argc, char** argv) {
 
   const int64_t per_row = per_step ? steps : 1, ties = per_step ? steps - 1 : 1;
   const Bytes mu = values(type, rows * steps), scale = values(type, rows * per_row),
-                          rho = values(type, rows * ties), dz = values(type, rows * steps),
-                          dkl = values(arithmetic, rows);
+              rho = values(type, rows * ties), dz = values(type, rows * steps),
+              dkl = values(arithmetic, rows);
   Bytes z = values(type, rows * steps), kl = values(arithmetic, rows), dscale = scale, drho = rho;
 
   const auto fill = [&](Problem& p) {

@@ -181,7 +181,8 @@ RHOVAE_INLINE void with_kinds(const Backward& p, int64_t sample, const F& f) {
   });
 }
 
-// dL/dmu_k = g_k + h_k mu_k, for steps [first, first + count) of one row. sums: a buffer, for g's sum over samples.
+// dL/dmu_k = g_k + h_k mu_k, for steps [first, first + count) of one row. sums: a buffer, for g's sum over
+// samples.
 template <class C, class AsG, class As, class H>
 RHOVAE_INLINE void mean_gradient(const Backward& p, int64_t row, int64_t first, int64_t count,
                                  const typename AsG::Value* g, const H& h) {
@@ -337,6 +338,7 @@ class KlGradientAcross {
     for (int64_t k = first; k < steps; ++k) sum += load<C>(buffer + k * n);
     return sum;
   }
+
  private:
   const int64_t steps;
   int64_t step = 0;
@@ -346,8 +348,8 @@ class KlGradientAcross {
 
 // One rho a row: x and its tangent together, from the ones before.
 template <class C, bool first_sample, bool scale_steps, class Parameters>
-RHOVAE_INLINE void tangent_across(const Parameters& p, const C* eps, const C* dz, int64_t first, int64_t count,
-                                  V<C>& x_last, V<C>& t_last, AcrossGradients<C>& sum) {
+RHOVAE_INLINE void tangent_across(const Parameters& p, const C* eps, const C* dz, int64_t first,
+                                  int64_t count, V<C>& x_last, V<C>& t_last, AcrossGradients<C>& sum) {
   constexpr int n = Lanes<C>::n;
   const V<C> rho = p.rho(n), c = p.c(n);
   V<C> x = x_last, t = t_last;
@@ -416,7 +418,8 @@ RHOVAE_ALONE void mean_gradients(const Backward& p, Group group, V<C> h_row) {
 }
 
 template <class C, bool steps>
-RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, Group group) {
+RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params,
+                                  Group group) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
   const bool adjoint = p.rho.step || p.deps.data;
@@ -427,26 +430,30 @@ RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const
   if (!p.dz.data) sum.clear(length);
   for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
     V<C> x_last{}, t_last{};
-    over_stretches(p.steps, adjoint || steps ? p.steps : kStretch, [&](int64_t first, int64_t count)
-                                                                          RHOVAE_INLINE_BODY {
-      eps_across<C>(p, keys, group, s, first, count, eps, [&](int64_t k, int64_t some) RHOVAE_INLINE_BODY {
-        prefetch_steps<C>(p, p.dz, group.next(), k, some, s);
-        if (s > 0) return;
-        prefetch_steps<C>(p, p.mu, group.next(), k, some);
-        prefetch_steps<C>(p, p.dmu, group.next(), k, some);
-      });
-      read_across<C>(p, p.dz, group, first, count, C(0), dz, s);
-      const auto pass = [&](auto first_sample, auto scale_steps, auto rho_steps) RHOVAE_INLINE_BODY {
-        if (rho_steps || p.deps.data)
-          adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data);
-        else
-          tangent_across<C, first_sample, scale_steps>(t, eps, dz, first, count, x_last, t_last, sum);
-      };
-      if constexpr (steps)
-        with_kinds(p, s, pass);
-      else
-        with_constant(s == 0, [&](auto first) { pass(first, std::false_type{}, std::false_type{}); });
-    });
+    over_stretches(
+        p.steps, adjoint || steps ? p.steps : kStretch, [&](int64_t first, int64_t count) RHOVAE_INLINE_BODY {
+          eps_across<C>(p, keys, group, s, first, count, eps,
+                        [&](int64_t k, int64_t some) RHOVAE_INLINE_BODY {
+                          prefetch_steps<C>(p, p.dz, group.next(), k, some, s);
+                          if (s > 0) return;
+                          t.prefetch_next(p, group, k, some);
+                          prefetch_steps<C>(p, p.mu, group.next(), k, some);
+                          prefetch_steps<C>(p, p.dmu, group.next(), k, some);
+                          if (steps && p.scale.step) prefetch_steps<C>(p, p.dscale, group.next(), k, some);
+                          if (steps && p.rho.step) prefetch_steps<C>(p, p.drho, group.next(), k, some);
+                        });
+          read_across<C>(p, p.dz, group, first, count, C(0), dz, s);
+          const auto pass = [&](auto first_sample, auto scale_steps, auto rho_steps) RHOVAE_INLINE_BODY {
+            if (rho_steps || p.deps.data)
+              adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data);
+            else
+              tangent_across<C, first_sample, scale_steps>(t, eps, dz, first, count, x_last, t_last, sum);
+          };
+          if constexpr (steps)
+            with_kinds(p, s, pass);
+          else
+            with_constant(s == 0, [&](auto first) { pass(first, std::false_type{}, std::false_type{}); });
+        });
     if (p.deps.data) write_across<C>(p.deps, group.of_sample(s, p.rows), p.steps, eps);
   }
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// z and its KL. Rows of kShortRow steps or more run along the row, registers of consecutive steps joined by a
-// scan; shorter ones run across rows, a row a lane. Noise goes from Philox to a buffer in the first-level
+// z and its KL. Long rows run along the row, registers of consecutive steps joined by a scan; short ones run
+// across rows, a row a lane. Noise goes from Philox to a buffer in the first-level
 // cache, never further.
 
 #include "../core/ar1.h"
@@ -214,31 +214,34 @@ void kl_across(const Forward& p, const Parameters& t, Group group) {
 template <class C>
 class ForwardAcross {
  public:
-  RHOVAE_INLINE ForwardAcross(const Forward& p, const LaneKeys& keys)
-      : p(p), keys(keys) {}
+  RHOVAE_INLINE ForwardAcross(const Forward& p, const LaneKeys& keys) : p(p), keys(keys) {}
 
+  // `steps`: s or rho has a value a step, worked out once for all samples.
   template <bool steps>
   RHOVAE_ALONE void add(const PerRow<C>& params, Group group) {
     const Across<C, steps> t(p, params, group);
-    const bool kl_of_samples = p.z.data && p.kl_kind == Kl::PerRow;
-    if (p.kl_kind != Kl::None && !kl_of_samples) kl_across<C>(p, t, group);
+    if (p.kl_kind == Kl::PerStep || (p.kl_kind == Kl::PerRow && !p.z.data)) kl_across<C>(p, t, group);
     for (int64_t s = 0; p.z.data && s < p.samples; ++s) {
+      const auto meanwhile = [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
+        if (p.steps < 16) return;  // the processor sees by itself where rows this short lead
+        if (s == 0) {
+          t.prefetch_next(p, group, k, count);
+          prefetch_steps<C>(p, p.mu, group.next(), k, count);
+        }
+        prefetch_steps<C>(p, p.z, group.next().of_sample(s, p.rows), k, count);
+      };
       V<C> x{};
-      over_stretches(p.steps, steps ? p.steps : kStretch, [&](int64_t first, int64_t count) RHOVAE_INLINE_BODY {
-        C* values = buffers[turn];
-        eps_across<C>(p, keys, group, s, first, count, values,
-                      [&](int64_t k, int64_t some) RHOVAE_INLINE_BODY {
-                        if (p.steps < 16) return;  // the processor sees by itself where rows this short lead
-                        if (s == 0) prefetch_steps<C>(p, p.mu, group.next(), k, some);
-                        prefetch_steps<C>(p, p.z, group.next().of_sample(s, p.rows), k, some);
-                      });
-        finish();
-        x = chain(t, x, first, count, values);
-        drawn = {group, s, first, count};
-        turn = 1 - turn;
-      });
+      over_stretches(p.steps, steps ? p.steps : kStretch,
+                     [&](int64_t first, int64_t count) RHOVAE_INLINE_BODY {
+                       C* values = buffers[turn];
+                       eps_across<C>(p, keys, group, s, first, count, values, meanwhile);
+                       finish();
+                       x = chain(t, x, first, count, values);
+                       drawn = {group, s, first, count};
+                       turn = 1 - turn;
+                     });
+      if (s == 0) rest_of_kl = t.kl_without_means(p.steps);
     }
-    if (kl_of_samples) rest_of_kl = t.kl_without_means(p.steps);
   }
 
   // What is still to be written.
@@ -286,13 +289,17 @@ class ForwardAcross {
   int turn = 0;
 };
 
+// Rows shorter than this run across rows. Of fewer lanes the scan takes fewer rounds.
+template <class C>
+constexpr int64_t kShortForward = Lanes<C>::n < 16 ? kShortRow / 2 : kShortRow;
+
 template <class C>
 void forward_rows(const Forward& p, int64_t begin, int64_t end) {
   const LaneKeys keys = lane_keys(p.noise.seed);
   Relay relay(p.samples, 0, false);
   ForwardAcross<C> across(p, keys);
   over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
-    if (p.steps < kShortRow) {
+    if (p.steps < kShortForward<C>) {
       return with_constant(p.scale.step || p.rho.step,
                            [&](auto steps) { across.template add<steps>(params, group); });
     }

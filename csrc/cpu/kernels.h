@@ -7,7 +7,7 @@
 // range it is computed in, nor on the rows beside it, nor on how many threads share it.
 namespace rhovae::cpu {
 
-constexpr int64_t kShortRow = 320;  // rows shorter than this share the lanes of a register
+constexpr int64_t kShortRow = 320;  // rows shorter than this may share the lanes of a register
 constexpr int64_t kTile = 4096;     // steps of a longer row worked on at a time, in the first-level cache
 
 template <class P>

@@ -166,8 +166,8 @@ RHOVAE_INLINE void prefetch_steps(const Problem& p, const Operand& from, Group g
                                   int64_t count, int64_t sample = 0) {
   constexpr int n = Lanes<C>::n;
   const int64_t size = size_of(from.type), start = sample * from.sample_stride;
-  if (p.lead.axes == 1 && from.stride[0] == p.steps) {  // one after the other
-    prefetch<0>(from.data, start + group.first * p.steps + k * n, count * n, size);
+  if (p.lead.axes == 1 && from.stride[0] > 0 && from.stride[0] <= p.steps) {  // one after the other
+    prefetch<0>(from.data, start + group.first * from.stride[0] + k * n, count * n, size);
   } else {
     for (int lane = 0; lane < group.rows; ++lane) {
       prefetch<0>(from.data, start + row_start(p.lead, from, group.first + lane) + k, count, size);
@@ -199,8 +199,8 @@ RHOVAE_INLINE void row_starts(const Problem& p, const Operand& from, Group group
   }
 }
 
-// to[k * n + lane] = row lane's step first + k, for a group of rows; `neutral` in the lanes without one. Whole
-// blocks of n steps are written: zeros past `count`.
+// to[k * n + lane] = row lane's step first + k, for a group of rows; `neutral` in the lanes without one.
+// Whole blocks of n steps are written: zeros past `count`.
 template <class C>
 RHOVAE_ALONE void read_across(const Problem& p, const Operand& from, Group group, int64_t first,
                               int64_t count, C neutral, C* to, int64_t sample = 0) {

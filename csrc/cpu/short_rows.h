@@ -8,8 +8,8 @@ namespace rhovae::RHOVAE_ISA {
 
 constexpr int64_t kStretch = 16;
 
-// f(k, count) for steps [k, k + count): `stretch` of them again and again, and the last ones, up to half as many
-// more, together.
+// f(k, count) for steps [k, k + count): `stretch` of them again and again, and the last ones, up to half as
+// many more, together.
 template <class F>
 RHOVAE_INLINE void over_stretches(int64_t steps, int64_t stretch, const F& f) {
   for (int64_t k = 0; k < steps;) {
@@ -19,11 +19,11 @@ RHOVAE_INLINE void over_stretches(int64_t steps, int64_t stretch, const F& f) {
   }
 }
 
-// The noise of steps [first, first + count). meanwhile(k, count): what memory is to be asked for while that of
-// steps [k, k + count) is drawn.
+// The noise of steps [first, first + count). meanwhile(k, count): what memory is to be asked for while that
+// of steps [k, k + count) is drawn.
 template <class C, class Meanwhile>
-RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group group, int64_t sample, int64_t first,
-                              int64_t count, C* to, const Meanwhile& meanwhile) {
+RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group group, int64_t sample,
+                              int64_t first, int64_t count, C* to, const Meanwhile& meanwhile) {
   if (p.eps.data) {
     meanwhile(first, count);
     return read_across<C>(p, p.eps, group, first, count, C(0), to, sample);
@@ -43,13 +43,14 @@ RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group grou
 template <class C>
 using ShortBuffer = C[(kShortRow + 8) * Lanes<C>::n];
 
-// The parameters of a group, a row a lane; at = k * n, and rho(at) ties steps k - 1 and k, for k in [1, steps).
-// One value a row for all of them ...
+// The parameters of a group, a row a lane; at = k * n, and rho(at) ties steps k - 1 and k, for k in [1,
+// steps). One value a row for all of them ...
 template <class C>
 struct UniformAcross {
   const PerRow<C>& row;
 
   RHOVAE_INLINE UniformAcross(const Problem&, const PerRow<C>& row, Group) : row(row) {}
+  RHOVAE_INLINE void prefetch_next(const Problem&, Group, int64_t, int64_t) const {}
   RHOVAE_INLINE V<C> s(int64_t) const { return row.s; }
   RHOVAE_INLINE V<C> rho(int64_t) const { return row.rho; }
   RHOVAE_INLINE V<C> c(int64_t) const { return row.c; }
@@ -94,6 +95,11 @@ class StepsAcross {
     scale_step = p.scale.step, rho_step = p.rho.step;
   }
 
+  // Those of the next group, for prefetch_steps.
+  RHOVAE_INLINE void prefetch_next(const Problem& p, Group group, int64_t k, int64_t count) const {
+    if (p.scale.step) prefetch_steps<C>(p, p.scale, group.next(), k, count);
+    if (p.rho.step) prefetch_steps<C>(p, p.rho, group.next(), k, count);
+  }
   RHOVAE_INLINE V<C> s(int64_t at) const { return load<C>(s_buffer + at * scale_step); }
   RHOVAE_INLINE V<C> rho(int64_t at) const { return load<C>(rho_buffer + at * rho_step); }
   RHOVAE_INLINE V<C> c(int64_t at) const { return load<C>(c_buffer + at * rho_step); }

@@ -73,6 +73,16 @@ RHOVAE_INLINE void store(C* to, V<C> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+// 0, 1, 2, ...
+template <class T, size_t... i>
+RHOVAE_INLINE T iota_of(std::index_sequence<i...>) {
+  return T{i...};
+}
+template <class C>
+RHOVAE_INLINE typename Lanes<C>::I iota() {
+  return iota_of<typename Lanes<C>::I>(std::make_index_sequence<Lanes<C>::n>{});
+}
+
 // The first lanes of a register, fewer than it has: known where this is made, so that no load or store asks.
 struct Part {
   int lanes;
@@ -103,6 +113,12 @@ RHOVAE_INLINE Vector load_some(const T* from, Part part) {
   else
     return (Vector)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from);
 #else
+#if RHOVAE_X86_64_LEVEL == 3
+  if constexpr (sizeof(T) == 4 && sizeof(Vector) == kBytes)
+    return (Vector)_mm256_maskload_ps(from, (__m256i)(iota<float>() < part.lanes));
+  if constexpr (sizeof(T) == 8)
+    return (Vector)_mm256_maskload_pd(from, (__m256i)(iota<double>() < static_cast<int64_t>(part.lanes)));
+#endif
   constexpr int lanes = sizeof(Vector) / sizeof(T);
   T values[lanes] = {};
   copy_some<T, lanes>(values, from, part.lanes);
@@ -159,16 +175,6 @@ RHOVAE_INLINE void over_registers(int64_t count, const F& f) {
 template <class F>
 RHOVAE_INLINE void with_constant(bool condition, const F& f) {
   condition ? f(std::true_type{}) : f(std::false_type{});
-}
-
-// 0, 1, 2, ...
-template <class T, size_t... i>
-RHOVAE_INLINE T iota_of(std::index_sequence<i...>) {
-  return T{i...};
-}
-template <class C>
-RHOVAE_INLINE typename Lanes<C>::I iota() {
-  return iota_of<typename Lanes<C>::I>(std::make_index_sequence<Lanes<C>::n>{});
 }
 
 // Lane i of the result is lane Pattern::from(i) of a and b laid end to end.
