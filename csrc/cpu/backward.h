@@ -219,7 +219,7 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   const bool adjoint = p.rho.step || p.deps.data;
   const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
   const int64_t dz_start = p.dz.data ? row_start(p.lead, p.dz, row) : 0;
-  const int64_t tiles = tiles_of(p);
+  const int64_t tiles = tiles_of(p), length = tile_of(p);
   const C rho_row = params.rho[lane], c_row = params.c[lane];
   const UniformScan<C> scan(rho_row);
   TileParameters<C, false> t;
@@ -227,17 +227,17 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   KlGradient<C> kl;
   alignas(64) TileBuffer<C> eps_buffer, out, xs, sources;
   const auto count_of = [&](int64_t tile) {
-    const int64_t left = p.steps - tile * kTile;
-    return left < kTile ? left : kTile;
+    const int64_t left = p.steps - tile * length;
+    return left < length ? left : length;
   };
   const auto dz_of = [&](int64_t sample, int64_t tile) {
-    return values_of<As>(p.dz, sample * p.dz.sample_stride + dz_start + tile * kTile);
+    return values_of<As>(p.dz, sample * p.dz.sample_stride + dz_start + tile * length);
   };
 
   if (adjoint && p.dz.data) {
     for (int64_t turn = relay.take_back(); turn + 1 < tiles; turn = relay.take_back()) {
       const int64_t tile = tiles - 1 - turn, count = count_of(tile);
-      t.read(p, params, lane, scale_start, rho_start, tile * kTile, count, true);
+      t.read(p, params, lane, scale_start, rho_start, tile * length, count, true);
       for (int64_t s = 0; s < p.samples; ++s) {
         Baton& lambda = relay.adjoint(s);
         lambda.await(turn);
@@ -249,7 +249,7 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   }
 
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
-    const int64_t first = tile * kTile, count = count_of(tile);
+    const int64_t first = tile * length, count = count_of(tile);
     const bool last = tile + 1 == tiles;
     t.read(p, params, lane, scale_start, rho_start, first, count, adjoint);
     kl.read(p, row, first, count);

@@ -109,11 +109,11 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
   const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
   const UniformScan<C> scan(params.rho[lane]);
   const bool independent = !p.rho.step && params.rho[lane] == 0;
-  const int64_t tiles = tiles_of(p);
+  const int64_t tiles = tiles_of(p), length = tile_of(p);
   TileParameters<C, true> t;
   alignas(64) TileBuffer<C> eps_buffer;
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
-    const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
+    const int64_t first = tile * length, count = p.steps - first < length ? p.steps - first : length;
     const auto* mu = values_of<As>(p.mu, mu_start + first);
     t.read(p, params, lane, scale_start, rho_start, first, count, false);
     V<C> squares{};

@@ -8,7 +8,19 @@
 namespace rhovae::cpu {
 
 constexpr int64_t kShortRow = 320;  // rows shorter than this may share the lanes of a register
-constexpr int64_t kTile = 4096;     // steps of a longer row worked on at a time, in the first-level cache
+
+// Steps of a longer row worked on at a time, their noise in the first-level cache. Of a row of many tiles
+// more, in the second: a tile's state takes long to reach a thread on a distant core.
+constexpr int64_t kTile = 4096;
+constexpr int64_t kLongTileBytes = 4 * kTile * sizeof(float);
+inline int64_t tile_of(const Problem& p) {
+  const int64_t longest =
+      kLongTileBytes / size_of(p.mu.type == Type::Float64 ? Type::Float64 : Type::Float32);
+  return p.steps < 4 * longest ? kTile : longest;
+}
+inline int64_t tiles_of(const Problem& p) {
+  return (p.steps + tile_of(p) - 1) / tile_of(p);
+}
 
 template <class P>
 struct Kernel {

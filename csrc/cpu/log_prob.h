@@ -51,9 +51,9 @@ void log_prob_along(const LogProb& p, const PerRow<C>& params, int lane, int64_t
   constexpr int n = Lanes<C>::n;
   TileParameters<C, true> t;
   Residuals<C, true> r;
-  const int64_t tiles = tiles_of(p);
+  const int64_t tiles = tiles_of(p), length = tile_of(p);
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
-    const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
+    const int64_t first = tile * length, count = p.steps - first < length ? p.steps - first : length;
     r.read(p, row, params, lane, first, count, t);
     V<C> lanes{};
     for (int64_t i = 0; i < count; i += n) {
@@ -83,9 +83,9 @@ void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, 
   Residuals<C, false> r;
   alignas(64) TileBuffer<C> flow, by_x, dz, out;
   const C h = read_one<C>(p.dlog_prob, row_start(p.lead, p.dlog_prob, row));
-  const int64_t tiles = tiles_of(p);
+  const int64_t tiles = tiles_of(p), length = tile_of(p);
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
-    const int64_t first = tile * kTile, count = p.steps - first < kTile ? p.steps - first : kTile;
+    const int64_t first = tile * length, count = p.steps - first < length ? p.steps - first : length;
     double by_scale = 0, by_rho = 0;
     r.read(p, row, params, lane, first, count, t);
     for (int64_t i = 0; i <= count; i += n) store<C>(flow + i, load<C>(r.eps + i) / load<C>(t.c + i));

@@ -66,8 +66,9 @@ class Relay {
     return tile;
   }
 
-  std::atomic<int64_t> next_{0}, next_back_{0};
-  int64_t samples_;
+  alignas(64) std::atomic<int64_t> next_{0}, next_back_{
+                                                 0};  // written by every thread, so apart from the rest
+  alignas(64) int64_t samples_;
   bool shared_;
   Baton* batons_;
   double* adjoint_after_;

@@ -75,7 +75,7 @@ using cpu::kShortRow;
 using cpu::kTile;
 
 template <class C>
-using TileBuffer = C[kTile + 2 * Lanes<C>::n];
+using TileBuffer = C[cpu::kLongTileBytes / sizeof(C) + 2 * Lanes<C>::n];
 
 // Steps [first, first + count) of one row, from the values given per step (`start`: the row's place in the
 // tensor). The logarithms only where they are asked for.

@@ -10,10 +10,8 @@ namespace rhovae::RHOVAE_ISA {
 
 using cpu::Baton;
 using cpu::Relay;
-
-inline int64_t tiles_of(const Problem& p) {
-  return (p.steps + kTile - 1) / kTile;
-}
+using cpu::tile_of;
+using cpu::tiles_of;
 
 // Values along a row, or one value for all of it (step 0).
 template <class C>

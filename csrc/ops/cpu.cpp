@@ -17,9 +17,9 @@ namespace rhovae::ops {
 template <class P>
 static void over_rows(const P& problem, const cpu::Kernel<P>& kernel) {
   constexpr int64_t kLanes = 16, kElementsPerThread = 16384;
-  const int64_t tiles = (problem.steps + cpu::kTile - 1) / cpu::kTile, threads = at::get_num_threads();
+  const int64_t tiles = cpu::tiles_of(problem), threads = at::get_num_threads();
   const bool few = problem.rows < 4 * threads && !at::in_parallel_region();
-  if (threads > 1 && few && tiles * problem.samples * cpu::kTile > kElementsPerThread && tiles >= 4) {
+  if (threads > 1 && few && problem.steps * problem.samples > kElementsPerThread && tiles >= 4) {
     std::deque<cpu::Relay> relays;
     for (int64_t row = 0; row < problem.rows; ++row) relays.emplace_back(problem.samples, tiles, true);
     at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {

@@ -35,7 +35,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 @DTYPES
 @pytest.mark.parametrize(
     ("rows", "d", "samples"),
-    [(64, 500, None), (1, 30_011, None), (3, 9000, 2), (3000, 10, None), (1023, 33, None)],
+    [(64, 500, None), (1, 30_011, None), (1, 70_001, None), (3, 9000, 2), (3000, 10, None), (1023, 33, None)],
     ids=str,
 )
 def test_threads(

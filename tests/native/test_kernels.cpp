@@ -227,16 +227,18 @@ int main() {
     }
     for (const bool per_step : {false, true}) {
       for (const bool logits : {false, true}) {
-        for (const int64_t steps : {2, 5, 16, 17, 63, 64, 127, 128, 131, 159, 160, 1029}) {
+        for (const int64_t steps : {2, 5, 16, 17, 63, 64, 127, 128, 131, 159, 160, 319, 320, 1029}) {
           const Chain c(steps > 1000 ? 2 : 19, steps, per_step, logits);
           check_values_and_gradients<float>(*kernels, c, 1e-5);
           check_values_and_gradients<double>(*kernels, c, 1e-12);
           check_splits(*kernels, c);
         }
       }
-      const Chain few(2, 5 * cpu::kTile + 77, per_step, true);
+      const Chain few(2, 5 * cpu::kTile + 77, per_step, true),
+          longer(1, 16 * cpu::kTile + 77, per_step, true);
       check_shared(*kernels, few, 1, false);
       check_shared(*kernels, few, 3, true);
+      check_shared(*kernels, longer, 2, true);
     }
   }
   return result();
