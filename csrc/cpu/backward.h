@@ -181,8 +181,7 @@ RHOVAE_INLINE void with_kinds(const Backward& p, int64_t sample, const F& f) {
   });
 }
 
-// dL/dmu_k = g_k + h_k mu_k, for steps [first, first + count) of one row. sums: a buffer, for g's sum over
-// samples.
+// dL/dmu_k = g_k + h_k mu_k, for steps [first, first + count) of one row.
 template <class C, class AsG, class As, class H>
 RHOVAE_INLINE void mean_gradient(const Backward& p, int64_t row, int64_t first, int64_t count,
                                  const typename AsG::Value* g, const H& h) {
@@ -195,6 +194,7 @@ RHOVAE_INLINE void mean_gradient(const Backward& p, int64_t row, int64_t first, 
     });
   });
 }
+// The same with g from dz; sums: a buffer, for its sum over samples.
 template <class C, class As, class H>
 RHOVAE_INLINE void mean_gradient(const Backward& p, int64_t row, int64_t first, int64_t count, const H& h,
                                  C* sums) {

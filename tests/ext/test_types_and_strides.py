@@ -77,7 +77,7 @@ def test_types(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_lengths(backend: str, dtype: torch.dtype, kinds: tuple[str, str], logits: bool) -> None:
     short = range(1, 71) if dtype == torch.float32 else (1, 2, 3, 7, 9, 31, 33, 64, 65)
-    for d in (*short, 159, 160, 255, 257, 319, 320, 321, 1025, 4099):
+    for d in (*short, 159, 160, 255, 256, 257, 319, 320, 321, 1025, 4099):
         check(make_case((3,), d, *kinds, dtype, logits=logits, key=(5, d)), backend)
 
 
