@@ -1,6 +1,8 @@
 """The mathematics in plain PyTorch: any device, differentiable twice, what the kernels are compared with.
 
 The functions take what the ops `rhovae::ar1` and `rhovae::ar1_log_prob` take and return what they return.
+They work in float64 (float32 where a device has no other) and round once, at the end: so the formulas stay
+plain where float32 would need care, next to the prior, at rho = 1 and over long rows.
 Arguments are checked by the callers. Sources: rho-VAE (arXiv 1909.06236) for the model; Salmon et al.,
 "Parallel random numbers: as easy as 1, 2, 3" (2011) for Philox.
 """
@@ -20,9 +22,15 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
-# Past this |logit| the innovations have no digits left in the type. Holding cosh there keeps the density and
+# Past this |logit| the innovations have no digits left in mu's type. Holding cosh there keeps the density and
 # its gradients finite; below it nothing changes.
 _LARGEST_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
+# Past this |log s| neither s nor 1/s is a number of mu's type. Held here, its products are still float64's.
+_LARGEST_LOG_SCALE = {torch.float32: 150.0, torch.float64: 700.0}
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 # Noise
@@ -65,8 +73,7 @@ def _box_muller(u1: Tensor, u2: Tensor) -> Tensor:
 
 def normals(key: Tensor, rows: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     """Standard normals (*rows.shape, d) of dtype's stream: float32 has four a block, float64 two."""
-    # float64 inside where the device has it: a uniform next to 1 keeps too few digits in float32.
-    inner = torch.float32 if rows.device.type == "mps" else torch.float64
+    inner = _widest(rows.device)  # a uniform next to 1 keeps too few digits in float32
     if dtype == torch.float64:
         words = noise_words(key, rows, (d + 1) // 2).to(inner)
         uniforms = words[..., 0::2] * 2.0**-32 + (words[..., 1::2] + 0.5) * 2.0**-64
@@ -93,12 +100,13 @@ def _draw(
 
 
 class _Chain(NamedTuple):
-    """What the parameters mean, in the arithmetic type; last axes are 1 or what the shape rule says."""
+    """What the parameters mean; last axes are 1 or what the shape rule says."""
 
     s: Tensor
     rho: Tensor
     c: Tensor  # sqrt(1 - rho^2)
     log_s: Tensor
+    kl_of_s: Tensor  # 1/2 (s^2 - 1) - log s
     minus_log_c2: Tensor  # -log(1 - rho^2)
 
 
@@ -108,17 +116,27 @@ def _magnitude(logit: Tensor) -> Tensor:
 
 
 def _minus_log_c2(magnitude: Tensor) -> Tensor:
-    return 2.0 * (magnitude + torch.log1p(torch.exp(-2.0 * magnitude)) - math.log(2.0))
+    """2 log cosh a: where that is small, without a difference."""
+    sinh = torch.sinh(magnitude.clamp(max=1.0))
+    beyond = 2.0 * (magnitude + torch.log1p(torch.exp(-2.0 * magnitude)) - math.log(2.0))
+    return torch.where(magnitude < 1.0, torch.log1p(sinh * sinh), beyond)
 
 
-def _chain_from_logits(log_s: Tensor, logit: Tensor) -> _Chain:
+def _kl_of_scale(less_one: Tensor, log_s: Tensor) -> Tensor:
+    """1/2 (s^2 - 1) - log s from s - 1: two terms that are never negative."""
+    return 0.5 * less_one * less_one + (less_one - log_s)
+
+
+def _chain_from_logits(log_s: Tensor, logit: Tensor, largest: float) -> _Chain:
     """rho = tanh(a) and c = 1/cosh(a) through t = exp(-|a|): no overflow, no lost digit, derivatives too."""
     magnitude = _magnitude(logit)
     t = torch.exp(-magnitude)
     q = t * t
     tanh = (1.0 - q) / (1.0 + q)  # not by expm1, whose derivative loses its digits as q vanishes
     rho = torch.where(logit >= 0, tanh, -tanh)
-    return _Chain(torch.exp(log_s), rho, 2.0 * t / (1.0 + q), log_s, _minus_log_c2(magnitude))
+    s = torch.exp(log_s.clamp(-largest, largest))
+    kl_of_s = _kl_of_scale(torch.expm1(log_s), log_s)
+    return _Chain(s, rho, 2.0 * t / (1.0 + q), log_s, kl_of_s, _minus_log_c2(magnitude))
 
 
 def _inside_unit_interval(rho: Tensor) -> Tensor:
@@ -129,22 +147,24 @@ def _inside_unit_interval(rho: Tensor) -> Tensor:
 
 def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
     rho = _inside_unit_interval(rho)
-    return _Chain(
-        s, rho, torch.sqrt((1.0 - rho) * (1.0 + rho)), torch.log(s), -(torch.log1p(-rho) + torch.log1p(rho))
-    )
+    log_s, c = torch.log(s), torch.sqrt((1.0 - rho) * (1.0 + rho))
+    kl_of_s = _kl_of_scale(s - 1.0, torch.log1p(s - 1.0))
+    return _Chain(s, rho, c, log_s, kl_of_s, -(torch.log1p(-rho) + torch.log1p(rho)))
 
 
 def _operands(mu: Tensor, scale: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three in the arithmetic type, converted once each so that gradients of half types round once."""
-    dtype = arithmetic_dtype(mu)
+    """The three in the widest type, converted once each so that gradients round once."""
+    dtype = _widest(mu.device)
     scale, rho = align_parameter(scale, mu), align_parameter(rho, mu)
     # A chain of one step has no correlation: its value is dropped, its gradient is zero whatever the value.
     rho = rho[..., :0] if mu.shape[-1] == 1 else rho
     return mu.to(dtype), scale.to(dtype), rho.to(dtype)
 
 
-def _chain(scale: Tensor, rho: Tensor, logits: bool) -> _Chain:
-    return _chain_from_logits(scale, rho) if logits else _chain_from_natural(scale, rho)
+def _chain(scale: Tensor, rho: Tensor, logits: bool, dtype: torch.dtype) -> _Chain:
+    if not logits:
+        return _chain_from_natural(scale, rho)
+    return _chain_from_logits(scale, rho, _LARGEST_LOG_SCALE[dtype])
 
 
 def _shift(x: Tensor, steps: int) -> Tensor:
@@ -176,7 +196,7 @@ def _sample(chain: _Chain, mu: Tensor, eps: Tensor) -> Tensor:
 
 
 def _kl_per_dimension(chain: _Chain, mu: Tensor, d: int) -> Tensor:
-    kl = 0.5 * (chain.s * chain.s + mu * mu - 1.0 - 2.0 * chain.log_s)
+    kl = chain.kl_of_s + 0.5 * mu * mu
     tied = (0.5 * chain.minus_log_c2).expand(*chain.minus_log_c2.shape[:-1], d - 1)
     return kl + torch.nn.functional.pad(tied, (1, 0))
 
@@ -185,13 +205,13 @@ def _innovations(x: Tensor, chain: _Chain) -> Tensor:
     return (x[..., 1:] - chain.rho * x[..., :-1]) / chain.c
 
 
-def _innovations_from_logits(x: Tensor, logit: Tensor) -> Tensor:
+def _innovations_from_logits(x: Tensor, logit: Tensor, dtype: torch.dtype) -> Tensor:
     """(x_k - rho x_{k-1}) cosh a as (x_k -+ x_{k-1}) +- (1 - |rho|) x_{k-1}, which keeps 1 - |rho| exact."""
     magnitude = _magnitude(logit)
     q = torch.exp(-2.0 * magnitude)
     previous = torch.where(logit >= 0, x[..., :-1], -x[..., :-1])
     difference = (x[..., 1:] - previous) + previous * (2.0 * q / (1.0 + q))
-    return difference * torch.cosh(magnitude.clamp(max=_LARGEST_LOGIT[x.dtype]))
+    return difference * torch.cosh(magnitude.clamp(max=_LARGEST_LOGIT[dtype]))
 
 
 def _total(values: Tensor, count: int) -> Tensor:
@@ -218,39 +238,35 @@ def ar1(
     d, dtype = mu.shape[-1], arithmetic_dtype(mu)
     lead = broadcast_leading(mu, scale, rho)
     mean, scale, rho = _operands(mu, scale, rho)
-    chain = _chain(scale, rho, logits)
+    chain = _chain(scale, rho, logits, dtype)
     z, divergence = mu.new_empty(0), mu.new_empty(0, dtype=dtype)
     if sample:
         if eps is None:
             assert key is not None
             eps = _draw(key, row_offset, num_samples, lead, d, mu)
-        z = _sample(chain, mean, eps.to(dtype)).to(mu.dtype)
+        z = _sample(chain, mean, eps.to(mean.dtype)).to(mu.dtype)
     if kl:
         divergence = _kl_per_dimension(chain, mean, d).expand(*lead, d)
-        divergence = divergence.sum(-1) if kl == 1 else divergence.contiguous()
+        divergence = (divergence.sum(-1) if kl == 1 else divergence.contiguous()).to(dtype)
     return z, divergence
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
     """log N(z; mu, C) in nats: the standardised innovations eps, and the logs of the change of variables."""
-    d = mu.shape[-1]
+    d, dtype = mu.shape[-1], arithmetic_dtype(mu)
     mu, scale, rho = _operands(mu, scale, rho)
-    chain = _chain(scale, rho, logits)
-    centred = z.to(mu.dtype) - mu
-    x = centred * torch.exp(-chain.log_s) if logits else centred / chain.s
-    eps = _innovations_from_logits(x, rho) if logits else _innovations(x, chain)
+    chain = _chain(scale, rho, logits, dtype)
+    x = (z.to(mu.dtype) - mu) / chain.s
+    eps = _innovations_from_logits(x, rho, dtype) if logits else _innovations(x, chain)
     squares = (x[..., 0] * x[..., 0]) + (eps * eps).sum(-1)
     logs = _total(chain.log_s, d) - 0.5 * _total(chain.minus_log_c2, d - 1)
-    return -(0.5 * squares + logs + 0.5 * d * math.log(2.0 * math.pi))
+    return -(0.5 * squares + logs + 0.5 * d * math.log(2.0 * math.pi)).to(dtype)
 
 
 def ar1_entropy(s: Tensor, rho: Tensor) -> Tensor:
     """Entropy in nats of the chain with scales s, one per step."""
-    d = s.shape[-1]
+    d, dtype = s.shape[-1], arithmetic_dtype(s)
     s, _, rho = _operands(s, s, rho)
-    chain = _chain(s, rho, logits=False)
-    return (
-        0.5 * d * (1.0 + math.log(2.0 * math.pi))
-        + _total(chain.log_s, d)
-        - 0.5 * _total(chain.minus_log_c2, d - 1)
-    )
+    chain = _chain_from_natural(s, rho)
+    logs = _total(chain.log_s, d) - 0.5 * _total(chain.minus_log_c2, d - 1)
+    return (0.5 * d * (1.0 + math.log(2.0 * math.pi)) + logs).to(dtype)

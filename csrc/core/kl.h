@@ -17,16 +17,17 @@ RHOVAE_HD V kl_of_means(V squares) {
   return 0.5f * squares;
 }
 
+// 1/2 (s^2 - 1) - log s from s - 1 and s - 1 - log s: a sum of two terms that are never negative.
 template <class V>
-RHOVAE_HD V kl_of_scale(V s, V log_s) {
-  return 0.5f * (s * s - 1.0f) - log_s;
+RHOVAE_HD V kl_of_scale(V less_one, V excess) {
+  return 0.5f * less_one * less_one + excess;
 }
 
 // Gradients of KL_k: by mu it is mu; by log s, s^2 - 1 = (s - 1)(s + 1); by s, s - 1/s; by the logit of rho,
-// rho.
+// rho. The first times h, the gradient of the KL: of a zero h nothing is left, be s^2 infinite.
 template <class V>
-RHOVAE_HD V kl_gradient_log_scale(V s) {
-  return (s - 1.0f) * (s + 1.0f);
+RHOVAE_HD V kl_gradient_log_scale(V h, V s) {
+  return (h * (s - 1.0f)) * (s + 1.0f);
 }
 
 template <class V>

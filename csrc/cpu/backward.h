@@ -13,7 +13,7 @@ namespace rhovae::RHOVAE_ISA {
 template <class V>
 RHOVAE_INLINE V scale_gradient(const Backward& p, V gx, V h, V s) {
   if (!p.dkl.data) return p.logits ? s * gx : gx;  // s = 0 is allowed where no KL divides by it
-  return p.logits ? s * gx + h * kl_gradient_log_scale(s) : gx + h * kl_gradient_scale(s);
+  return p.logits ? s * gx + kl_gradient_log_scale(h, s) : gx + h * kl_gradient_scale(s);
 }
 template <class V>
 RHOVAE_INLINE V rho_gradient(const Backward& p, V by_logit, V h, V rho, V c) {
@@ -42,9 +42,9 @@ struct KlGradient {
   RHOVAE_INLINE void add_to(double& all, double& tied, int64_t first, int64_t count) const {
     double sum = static_cast<double>(count) * static_cast<double>(buffer[0]);
     if (h.step) {
-      V<C> lanes{};
-      for (int64_t i = 0; i < count; i += Lanes<C>::n) lanes += h[i];
-      sum = static_cast<double>(sum_lanes<C>(lanes));
+      RunSum<C> steps;
+      for (int64_t i = 0; i < count; i += Lanes<C>::n) steps.add(h[i]);
+      sum = steps.total();
     }
     all += sum;
     tied += first == 0 ? sum - static_cast<double>(buffer[0]) : sum;
@@ -102,17 +102,17 @@ RHOVAE_INLINE void start_chain(const UniformScan<C>& scan, C c_row, const C* eps
 }
 
 // From there x and its tangent together. by_logit collects g_k s_k t_k.
-template <class C, class As, bool first_sample, bool scale_steps>
+template <class C, class As, bool remembers, bool first_sample, bool scale_steps>
 RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
-                                const TileParameters<C, false>& p, const C* eps, const C* xs,
+                                const TileParameters<C, Terms::Gradient>& p, const C* eps, const C* xs,
                                 const typename As::Value* dz, bool row_begins, int64_t count,
                                 double (&state)[4], TileGradients<C>& sum) {
   V<C> rho = splat<C>(rho_row), c = splat<C>(c_row);
   if (row_begins) rho[0] = 0, c[0] = 1;
-  V<C> x_carry = splat<C>(static_cast<C>(state[0])), t_carry = splat<C>(static_cast<C>(state[1]));
+  CarryOf<C, remembers> x_carry(state[0]), t_carry(state[1]);
   V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
-    const V<C> e = load<C>(eps + i), x_before = x_carry;
+    const V<C> e = load<C>(eps + i), x_before = x_carry.lanes;
     const V<C> x = scan.join(load<C>(xs + i), x_carry);
     const V<C> t = scan.up(tangent_source(rho, c, shift_up<C, 1>(x_before, x), e), t_carry);
     const V<C> g = As::load(dz + i, left);
@@ -121,48 +121,49 @@ RHOVAE_INLINE void tangent_tile(const UniformScan<C>& scan, C rho_row, C c_row,
     rho = splat<C>(rho_row), c = splat<C>(c_row);
   });
   sum.gx_row = gx_row, sum.by_logit_row = by_logit_row;
-  state[0] = static_cast<double>(x_carry[0]), state[1] = static_cast<double>(t_carry[0]);
+  state[0] = x_carry.value(), state[1] = t_carry.value();
 }
 
 // The adjoint's value at a tile's first step, for the tile before it; it needs no noise.
-template <class C, class As>
-RHOVAE_INLINE void adjoint_carry(const TileParameters<C, false>& p, const typename As::Value* dz,
+template <class C, class As, bool remembers>
+RHOVAE_INLINE void adjoint_carry(const TileParameters<C, Terms::Gradient>& p, const typename As::Value* dz,
                                  int64_t count, double& adjoint) {
   constexpr int n = Lanes<C>::n;
-  V<C> lambda = splat<C>(static_cast<C>(adjoint));
+  CarryOf<C, remembers> lambda(adjoint);
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
     const V<C> source = As::load(dz + i, static_cast<int>(count - i)) * p.s[i];
-    scan_down<C>(load<C>(p.rho + i + 1), source, lambda);
+    scan_down<C>(load<C>(p.rho + i + 1), load<C>(p.gap + i + 1), source, lambda);
   }
-  adjoint = static_cast<double>(lambda[0]);
+  adjoint = lambda.value();
 }
 
 // x over one tile, and what lambda_k multiplies: x_{k-1} - rho_k x_k.
-template <class C>
-RHOVAE_INLINE void chain_tile(const TileParameters<C, false>& p, const C* eps, int64_t count, double& x_last,
-                              C* xs, C* sources) {
-  V<C> carry = splat<C>(static_cast<C>(x_last));
+template <class C, bool remembers>
+RHOVAE_INLINE void chain_tile(const TileParameters<C, Terms::Gradient>& p, const C* eps, int64_t count,
+                              double& x_last, C* xs, C* sources) {
+  CarryOf<C, remembers> carry(x_last);
   for (int64_t i = 0; i < count; i += Lanes<C>::n) {
     const V<C> rho = load<C>(p.rho + i), c = load<C>(p.c + i), e = load<C>(eps + i);
-    const V<C> before = carry, x = scan_up<C>(rho, innovation(c, e), carry);
+    const V<C> before = carry.lanes;
+    const V<C> x = scan_up<C>(rho, load<C>(p.gap + i), innovation(c, e), carry);
     store<C>(xs + i, x);
     store<C>(sources + i, tangent_source(rho, c, shift_up<C, 1>(before, x), e));
   }
-  x_last = static_cast<double>(carry[0]);
+  x_last = carry.value();
 }
 
 // lambda backward over one tile, for any rho.
-template <class C, class As, bool first_sample, bool scale_steps, bool rho_steps>
-RHOVAE_INLINE void adjoint_tile(const TileParameters<C, false>& p, const C* xs, const C* sources,
+template <class C, class As, bool remembers, bool first_sample, bool scale_steps, bool rho_steps>
+RHOVAE_INLINE void adjoint_tile(const TileParameters<C, Terms::Gradient>& p, const C* xs, const C* sources,
                                 const typename As::Value* dz, int64_t count, double lambda_after,
                                 TileGradients<C>& sum, C* deps) {
   constexpr int n = Lanes<C>::n;
-  V<C> carry = splat<C>(static_cast<C>(lambda_after));
+  CarryOf<C, remembers> carry(lambda_after);
   V<C> gx_row = sum.gx_row, by_logit_row = sum.by_logit_row;
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
     const int left = static_cast<int>(count - i);
     const V<C> g = As::load(dz + i, left);
-    const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), g * p.s[i], carry);
+    const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), load<C>(p.gap + i + 1), g * p.s[i], carry);
     const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
     collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, gx);
     collect<C, first_sample, rho_steps>(sum.by_logit + i, by_logit_row, by_logit);
@@ -215,17 +216,21 @@ RHOVAE_INLINE void mean_gradient(const Backward& p, int64_t row, int64_t first, 
 // As: the type of mu and dz.
 template <class C, class As>
 void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
-                    Relay& relay) {
+                    Relay& relay, Scratch& scratch) {
+  const Scratch::Scope scope(scratch);
   const bool adjoint = p.rho.step || p.deps.data;
   const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
   const int64_t dz_start = p.dz.data ? row_start(p.lead, p.dz, row) : 0;
   const int64_t tiles = tiles_of(p), length = tile_of(p);
   const C rho_row = params.rho[lane], c_row = params.c[lane];
-  const UniformScan<C> scan(rho_row);
-  TileParameters<C, false> t;
-  TileGradients<C> sum;
-  KlGradient<C> kl;
-  alignas(64) TileBuffer<C> eps_buffer, out, xs, sources;
+  const UniformScan<C> scan(rho_row, params.gap[lane]);
+  auto& t = scratch.make_unset<TileParameters<C, Terms::Gradient>>();
+  auto& sum = scratch.make<TileGradients<C>>();
+  auto& kl = scratch.make<KlGradient<C>>();
+  auto& eps_buffer = scratch.make_unset<TileBuffer<C>>();
+  auto& out = scratch.make_unset<TileBuffer<C>>();
+  auto& xs = scratch.make_unset<TileBuffer<C>>();
+  auto& sources = scratch.make_unset<TileBuffer<C>>();
   const auto count_of = [&](int64_t tile) {
     const int64_t left = p.steps - tile * length;
     return left < length ? left : length;
@@ -241,7 +246,9 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
       for (int64_t s = 0; s < p.samples; ++s) {
         Baton& lambda = relay.adjoint(s);
         lambda.await(turn);
-        adjoint_carry<C, As>(t, dz_of(s, tile), count, lambda.state[0]);
+        with_constant(t.remembers, [&](auto remembers) {
+          adjoint_carry<C, As, remembers>(t, dz_of(s, tile), count, lambda.state[0]);
+        });
         relay.adjoint_after(tile - 1, s) = lambda.state[0];
         lambda.hand_on(turn);
       }
@@ -261,21 +268,23 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
       if (!adjoint) start_chain(scan, c_row, eps, first == 0, count, xs);
       Baton& chain = relay.chain(s);
       chain.await(tile);
-      if (adjoint)
-        chain_tile(t, eps, count, chain.state[0], xs, sources);
-      else
+      with_constant(t.remembers, [&](auto remembers) {
+        if (adjoint) return chain_tile<C, remembers>(t, eps, count, chain.state[0], xs, sources);
         with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto) {
-          tangent_tile<C, As, first_sample, scale_steps>(scan, rho_row, c_row, t, eps, xs, dz, first == 0,
-                                                         count, chain.state, sum);
+          tangent_tile<C, As, remembers, first_sample, scale_steps>(scan, rho_row, c_row, t, eps, xs, dz,
+                                                                    first == 0, count, chain.state, sum);
         });
+      });
       chain.hand_on(tile);
       if (!adjoint) continue;
       relay.adjoint(s).await(tiles - 1 - tile);
       const int64_t to = (s * p.rows + row) * p.steps + first;
       C* deps = p.deps.data ? begin_run(p.deps, to, out) : nullptr;
       with_kinds(p, s, [&](auto first_sample, auto scale_steps, auto rho_steps) {
-        adjoint_tile<C, As, first_sample, scale_steps, rho_steps>(
-            t, xs, sources, dz, count, last ? 0 : relay.adjoint_after(tile, s), sum, deps);
+        with_constant(t.remembers, [&](auto remembers) {
+          adjoint_tile<C, As, remembers, first_sample, scale_steps, rho_steps>(
+              t, xs, sources, dz, count, last ? 0 : relay.adjoint_after(tile, s), sum, deps);
+        });
       });
       if (deps) finish_run(p.deps, to, count, out);
     }
@@ -306,7 +315,7 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
     total[0] += gx, total[1] += by_logit;
     kl.add_to(total[2], total[3], first, count);
     if (last && !p.scale.step) {
-      const double s = static_cast<double>(params.s[lane]);
+      const double s = static_cast<double>(t.s_buffer[0]);
       write_one<C>(p.dscale, row, scale_gradient(p, total[0], total[2], s));
     }
     if (last && !p.rho.step) {
@@ -321,7 +330,8 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
 template <class C>
 class KlGradientAcross {
  public:
-  RHOVAE_INLINE KlGradientAcross(const Backward& p, Group group) : steps(p.steps) {
+  RHOVAE_INLINE KlGradientAcross(const Backward& p, Group group, Scratch& scratch)
+      : steps(p.steps), buffer(scratch.make_unset<ShortBuffer<C>>()) {
     if (!p.dkl.data) return;
     step = p.dkl.step;
     if (step)
@@ -332,18 +342,15 @@ class KlGradientAcross {
   RHOVAE_INLINE V<C> operator[](int64_t at) const { return step ? load<C>(buffer + at) : row; }
   // Over the steps from `first` on.
   RHOVAE_INLINE V<C> sum_from(int64_t first) const {
-    constexpr int n = Lanes<C>::n;
     if (!step) return static_cast<C>(steps - first) * row;
-    V<C> sum{};
-    for (int64_t k = first; k < steps; ++k) sum += load<C>(buffer + k * n);
-    return sum;
+    return sum_steps<C>(first, steps, [&](int64_t at) RHOVAE_INLINE_BODY { return load<C>(buffer + at); });
   }
 
  private:
   const int64_t steps;
   int64_t step = 0;
   V<C> row{};
-  alignas(64) ShortBuffer<C> buffer;
+  C* const buffer;
 };
 
 // One rho a row: x and its tangent together, from the ones before.
@@ -374,9 +381,8 @@ RHOVAE_INLINE void tangent_across(const Parameters& p, const C* eps, const C* dz
 // asked for.
 template <class C, bool first_sample, bool scale_steps, bool rho_steps, class Parameters>
 RHOVAE_INLINE void adjoint_across(const Parameters& p, C* eps, const C* dz, int64_t length,
-                                  AcrossGradients<C>& sum, bool deps) {
+                                  AcrossGradients<C>& sum, bool deps, C* xs, C* sources) {
   constexpr int n = Lanes<C>::n;
-  alignas(64) ShortBuffer<C> xs, sources;
   V<C> x = load<C>(eps);
   store<C>(xs, x), store<C>(sources, V<C>{});
   for (int64_t i = n; i < length; i += n) {
@@ -401,9 +407,10 @@ RHOVAE_INLINE void adjoint_across(const Parameters& p, C* eps, const C* dz, int6
 
 // The means' gradients, along the rows: as mu and dz lie.
 template <class C>
-RHOVAE_ALONE void mean_gradients(const Backward& p, Group group, V<C> h_row) {
-  alignas(64) ShortBuffer<C> sums;
-  KlGradient<C> h;
+RHOVAE_ALONE void mean_gradients(const Backward& p, Group group, V<C> h_row, Scratch& scratch) {
+  const Scratch::Scope scope(scratch);
+  auto& sums = scratch.make_unset<ShortBuffer<C>>();
+  auto& h = scratch.make<KlGradient<C>>();
   with_sample_type<C>(p.mu.type, [&](auto as) RHOVAE_INLINE_BODY {
     for (int lane = 0; lane < group.rows; ++lane) {
       const int64_t row = group.first + lane;
@@ -419,14 +426,18 @@ RHOVAE_ALONE void mean_gradients(const Backward& p, Group group, V<C> h_row) {
 
 template <class C, bool steps>
 RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const PerRow<C>& params,
-                                  Group group) {
+                                  Group group, Scratch& scratch) {
+  const Scratch::Scope scope(scratch);
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
   const bool adjoint = p.rho.step || p.deps.data;
-  const Across<C, steps> t(p, params, group);
-  const KlGradientAcross<C> h(p, group);
-  AcrossGradients<C> sum;
-  alignas(64) ShortBuffer<C> eps, dz;
+  const Across<C, steps, Terms::Gradient> t(p, params, group, scratch);
+  const KlGradientAcross<C> h(p, group, scratch);
+  auto& sum = scratch.make<AcrossGradients<C>>();
+  auto& eps = scratch.make_unset<ShortBuffer<C>>();
+  auto& dz = scratch.make_unset<ShortBuffer<C>>();
+  auto& xs = scratch.make_unset<ShortBuffer<C>>();
+  auto& sources = scratch.make_unset<ShortBuffer<C>>();
   if (!p.dz.data) sum.clear(length);
   for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
     V<C> x_last{}, t_last{};
@@ -445,7 +456,8 @@ RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const
           read_across<C>(p, p.dz, group, first, count, C(0), dz, s);
           const auto pass = [&](auto first_sample, auto scale_steps, auto rho_steps) RHOVAE_INLINE_BODY {
             if (rho_steps || p.deps.data)
-              adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data);
+              adjoint_across<C, first_sample, scale_steps, rho_steps>(t, eps, dz, length, sum, p.deps.data,
+                                                                      xs, sources);
             else
               tangent_across<C, first_sample, scale_steps>(t, eps, dz, first, count, x_last, t_last, sum);
           };
@@ -457,7 +469,7 @@ RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const
     if (p.deps.data) write_across<C>(p.deps, group.of_sample(s, p.rows), p.steps, eps);
   }
 
-  mean_gradients<C>(p, group, h[0]);
+  mean_gradients<C>(p, group, h[0], scratch);
   if (p.scale.step) {
     for (int64_t i = 0; i < length; i += n) {
       store<C>(sum.gx + i, scale_gradient(p, load<C>(sum.gx + i), h[i], t.s(i)));
@@ -481,16 +493,17 @@ RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const
 template <class C>
 void backward_rows(const Backward& p, int64_t begin, int64_t end) {
   const LaneKeys keys = lane_keys(p.noise.seed);
+  Scratch& scratch = Scratch::of_thread();
   Relay relay(p.samples, tiles_of(p), false);
   over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
     if (p.steps < kShortRow) {
       return with_constant(p.scale.step || p.rho.step,
-                           [&](auto steps) { backward_across<C, steps>(p, keys, params, group); });
+                           [&](auto steps) { backward_across<C, steps>(p, keys, params, group, scratch); });
     }
     with_sample_type<C>(p.mu.type, [&](auto as) {
       for (int lane = 0; lane < group.rows; ++lane) {
         relay.begin_row();
-        backward_along<C, decltype(as)>(p, keys, params, lane, group.first + lane, relay);
+        backward_along<C, decltype(as)>(p, keys, params, lane, group.first + lane, relay, scratch);
       }
     });
   });
@@ -499,7 +512,8 @@ void backward_rows(const Backward& p, int64_t begin, int64_t end) {
 template <class C>
 void backward_shared(const Backward& p, int64_t row, Relay& relay) {
   with_sample_type<C>(p.mu.type, [&](auto as) {
-    backward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay);
+    backward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay,
+                                    Scratch::of_thread());
   });
 }
 

@@ -12,26 +12,29 @@
 
 namespace rhovae::RHOVAE_ISA {
 
-// What the steps of one tile add to the row's KL, from the squares of their means, lane by lane.
 template <class C>
-RHOVAE_INLINE C kl_of_tile(const Problem& p, const TileParameters<C, true>& t, V<C> squares, int64_t count) {
-  V<C> sum{};
+using KlParameters = TileParameters<C, Terms::Kl>;
+
+// What the steps of one tile add to the row's KL, from the sum of the squares of their means.
+template <class C>
+RHOVAE_INLINE double kl_of_tile(const Problem& p, const KlParameters<C>& t, double squares, int64_t count) {
+  RunSum<C> sum;
   if (p.scale.step) {
-    for (int64_t i = 0; i < count; i += Lanes<C>::n) sum += kl_of_scale(t.s[i], t.log_s[i]);
+    for (int64_t i = 0; i < count; i += Lanes<C>::n) sum.add(t.of_s[i]);
   }
   if (p.rho.step) {
-    for (int64_t i = 0; i < count; i += Lanes<C>::n) sum += load<C>(t.minus_log_c + i);
+    for (int64_t i = 0; i < count; i += Lanes<C>::n) sum.add(load<C>(t.minus_log_c + i));
   }
-  return sum_lanes<C>(kl_of_means(squares) + sum);
+  return kl_of_means(squares) + sum.total();
 }
 template <class C, class As>
-RHOVAE_INLINE V<C> squares_of(const typename As::Value* mu, int64_t count) {
-  V<C> squares{};
+RHOVAE_INLINE double squares_of(const typename As::Value* mu, int64_t count) {
+  RunSum<C> squares;
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     const V<C> m = As::load(mu + i, left);
-    squares += m * m;
+    squares.add(m * m);
   });
-  return squares;
+  return squares.total();
 }
 
 // What the values given once a row add to its KL.
@@ -39,84 +42,88 @@ template <class C>
 RHOVAE_INLINE double kl_of_row(const Problem& p, const PerRow<C>& row, int lane) {
   double sum = 0;
   if (!p.scale.step) {
-    sum += static_cast<double>(p.steps) * static_cast<double>(kl_of_scale(row.s[lane], row.log_s[lane]));
+    sum += static_cast<double>(p.steps) * static_cast<double>(row.kl_of_s[lane]);
   }
   if (!p.rho.step) sum += static_cast<double>(p.steps - 1) * static_cast<double>(row.minus_log_c[lane]);
   return sum;
 }
 
 template <class C, class As>
-RHOVAE_INLINE void kl_steps(const Problem& p, const PerRow<C>& row, int lane,
-                            const TileParameters<C, true>& t, const typename As::Value* mu, int64_t first,
-                            int64_t count, C* kl) {
+RHOVAE_INLINE void kl_steps(const Problem& p, const PerRow<C>& row, int lane, const KlParameters<C>& t,
+                            const typename As::Value* mu, int64_t first, int64_t count, C* kl) {
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     V<C> tie = p.rho.step ? load<C>(t.minus_log_c + i) : splat<C>(row.minus_log_c[lane]);
     if (first + i == 0) tie[0] = 0;
-    store_some<C>(kl + i, kl_of_mean(As::load(mu + i, left)) + kl_of_scale(t.s[i], t.log_s[i]) + tie, left);
+    store_some<C>(kl + i, kl_of_mean(As::load(mu + i, left)) + t.of_s[i] + tie, left);
   });
 }
 
 // z from x, and mu's square on the way: read once for both.
 template <class C, class As, class Count>
-RHOVAE_INLINE void finish_sample(const TileParameters<C, true>& t, const typename As::Value* mu, V<C> x,
-                                 int64_t i, Count left, V<C>& squares, typename As::Value* z) {
+RHOVAE_INLINE void finish_sample(const KlParameters<C>& t, const typename As::Value* mu, V<C> x, int64_t i,
+                                 Count left, RunSum<C>& squares, typename As::Value* z) {
   const V<C> m = As::load(mu + i, left);
-  squares += m * m;
+  squares.add(m * m);
   As::store(z + i, sample(m, t.s[i], x), left);
 }
-// The chain over one tile. x: the value before the tile, then its own last.
-template <class C, class As>
-RHOVAE_INLINE V<C> sample_tile(const UniformScan<C>& scan, C c_row, const TileParameters<C, true>& t,
-                               const typename As::Value* mu, const C* eps, bool row_begins, int64_t count,
-                               double& x, typename As::Value* z) {
-  V<C> c = splat<C>(c_row), carry = splat<C>(static_cast<C>(x)), squares{};
+// The chain over one tile. x: the value before the tile, then its own last. Returns the sum of mu's squares.
+template <class C, class As, bool remembers>
+RHOVAE_INLINE double sample_tile(const UniformScan<C>& scan, C c_row, const KlParameters<C>& t,
+                                 const typename As::Value* mu, const C* eps, bool row_begins, int64_t count,
+                                 double& x, typename As::Value* z) {
+  V<C> c = splat<C>(c_row);
+  CarryOf<C, remembers> carry(x);
+  RunSum<C> squares;
   if (row_begins) c[0] = 1;
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     const V<C> x = scan.up(innovation(c, load<C>(eps + i)), carry);
     finish_sample<C, As>(t, mu, x, i, left, squares, z);
     c = splat<C>(c_row);
   });
-  x = static_cast<double>(carry[0]);
-  return squares;
+  x = carry.value();
+  return squares.total();
 }
-template <class C, class As>
-RHOVAE_INLINE V<C> sample_tile_steps(const TileParameters<C, true>& t, const typename As::Value* mu,
-                                     const C* eps, int64_t count, double& x, typename As::Value* z) {
-  V<C> carry = splat<C>(static_cast<C>(x)), squares{};
+template <class C, class As, bool remembers>
+RHOVAE_INLINE double sample_tile_steps(const KlParameters<C>& t, const typename As::Value* mu, const C* eps,
+                                       int64_t count, double& x, typename As::Value* z) {
+  CarryOf<C, remembers> carry(x);
+  RunSum<C> squares;
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
-    const V<C> x = scan_up<C>(load<C>(t.rho + i), innovation(load<C>(t.c + i), load<C>(eps + i)), carry);
+    const V<C> x = scan_up<C>(load<C>(t.rho + i), load<C>(t.gap + i),
+                              innovation(load<C>(t.c + i), load<C>(eps + i)), carry);
     finish_sample<C, As>(t, mu, x, i, left, squares, z);
   });
-  x = static_cast<double>(carry[0]);
-  return squares;
+  x = carry.value();
+  return squares.total();
 }
 // rho = 0: no chain.
 template <class C, class As>
-RHOVAE_INLINE V<C> sample_tile_independent(const TileParameters<C, true>& t, const typename As::Value* mu,
-                                           const C* eps, int64_t count, typename As::Value* z) {
-  V<C> squares{};
+RHOVAE_INLINE double sample_tile_independent(const KlParameters<C>& t, const typename As::Value* mu,
+                                             const C* eps, int64_t count, typename As::Value* z) {
+  RunSum<C> squares;
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
     finish_sample<C, As>(t, mu, load<C>(eps + i), i, left, squares, z);
   });
-  return squares;
+  return squares.total();
 }
 
 // As: the type of mu and z.
 template <class C, class As>
 void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& params, int lane, int64_t row,
-                   Relay& relay) {
+                   Relay& relay, Scratch& scratch) {
+  const Scratch::Scope scope(scratch);
   const int64_t mu_start = row_start(p.lead, p.mu, row);
   const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
-  const UniformScan<C> scan(params.rho[lane]);
+  const UniformScan<C> scan(params.rho[lane], params.gap[lane]);
   const bool independent = !p.rho.step && params.rho[lane] == 0;
   const int64_t tiles = tiles_of(p), length = tile_of(p);
-  TileParameters<C, true> t;
-  alignas(64) TileBuffer<C> eps_buffer;
+  auto& t = scratch.make_unset<KlParameters<C>>();
+  auto& eps_buffer = scratch.make_unset<TileBuffer<C>>();
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
     const int64_t first = tile * length, count = p.steps - first < length ? p.steps - first : length;
     const auto* mu = values_of<As>(p.mu, mu_start + first);
     t.read(p, params, lane, scale_start, rho_start, first, count, false);
-    V<C> squares{};
+    double squares = 0;
     for (int64_t sample = 0; p.z.data && sample < p.samples; ++sample) {
       const C* eps = eps_along(p, keys, row, sample, first, count, eps_buffer);
       auto* z = values_of<As>(p.z, (sample * p.rows + row) * p.steps + first);
@@ -125,17 +132,18 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
       } else {
         Baton& chain = relay.chain(sample);
         chain.await(tile);
-        if (p.rho.step)
-          squares = sample_tile_steps<C, As>(t, mu, eps, count, chain.state[0], z);
-        else
-          squares =
-              sample_tile<C, As>(scan, params.c[lane], t, mu, eps, first == 0, count, chain.state[0], z);
+        with_constant(t.remembers, [&](auto remembers) {
+          double& x = chain.state[0];
+          squares = p.rho.step ? sample_tile_steps<C, As, remembers>(t, mu, eps, count, x, z)
+                               : sample_tile<C, As, remembers>(scan, params.c[lane], t, mu, eps, first == 0,
+                                                               count, x, z);
+        });
         chain.hand_on(tile);
       }
     }
     if (p.kl_kind == Kl::PerRow) {
       if (!p.z.data) squares = squares_of<C, As>(mu, count);
-      const double here = static_cast<double>(kl_of_tile<C>(p, t, squares, count));
+      const double here = kl_of_tile<C>(p, t, squares, count);
       Baton& sums = relay.sums();
       sums.await(tile);
       sums.state[0] += here;
@@ -191,14 +199,17 @@ RHOVAE_ALONE V<C> write_samples(const Forward& p, const Drawn& drawn, const C* d
 
 // The KL of a group of short rows without z, or of every step.
 template <class C, class Parameters>
-void kl_across(const Forward& p, const Parameters& t, Group group) {
+void kl_across(const Forward& p, const Parameters& t, Group group, Scratch& scratch) {
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
-  alignas(64) ShortBuffer<C> kl;
+  const Scratch::Scope scope(scratch);
+  auto& kl = scratch.make_unset<ShortBuffer<C>>();
   read_across<C>(p, p.mu, group, 0, p.steps, C(0), kl);
   if (p.kl_kind == Kl::PerRow) {
-    V<C> squares{};
-    for (int64_t i = 0; i < length; i += n) squares += load<C>(kl + i) * load<C>(kl + i);
+    const V<C> squares = sum_steps<C>(0, p.steps, [&](int64_t i) RHOVAE_INLINE_BODY {
+      const V<C> mu = load<C>(kl + i);
+      return mu * mu;
+    });
     store<C>(kl, kl_of_means(squares) + t.kl_without_means(p.steps));
     return write_run<C>(p.kl, group.first, group.rows, kl);
   }
@@ -214,13 +225,20 @@ void kl_across(const Forward& p, const Parameters& t, Group group) {
 template <class C>
 class ForwardAcross {
  public:
-  RHOVAE_INLINE ForwardAcross(const Forward& p, const LaneKeys& keys) : p(p), keys(keys) {}
+  RHOVAE_INLINE ForwardAcross(const Forward& p, const LaneKeys& keys, Scratch& scratch)
+      : p(p),
+        keys(keys),
+        scratch(scratch),
+        buffers{scratch.make_unset<ShortBuffer<C>>(), scratch.make_unset<ShortBuffer<C>>()} {}
 
   // `steps`: s or rho has a value a step, worked out once for all samples.
   template <bool steps>
   RHOVAE_ALONE void add(const PerRow<C>& params, Group group) {
-    const Across<C, steps> t(p, params, group);
-    if (p.kl_kind == Kl::PerStep || (p.kl_kind == Kl::PerRow && !p.z.data)) kl_across<C>(p, t, group);
+    const Scratch::Scope scope(scratch);
+    const Across<C, steps, Terms::Kl> t(p, params, group, scratch);
+    if (p.kl_kind == Kl::PerStep || (p.kl_kind == Kl::PerRow && !p.z.data)) {
+      kl_across<C>(p, t, group, scratch);
+    }
     for (int64_t s = 0; p.z.data && s < p.samples; ++s) {
       const auto meanwhile = [&](int64_t k, int64_t count) RHOVAE_INLINE_BODY {
         if (p.steps < 16) return;  // the processor sees by itself where rows this short lead
@@ -283,7 +301,8 @@ class ForwardAcross {
 
   const Forward& p;
   const LaneKeys& keys;
-  alignas(64) ShortBuffer<C> buffers[2];
+  Scratch& scratch;
+  C* const buffers[2];
   V<C> squares{}, rest_of_kl{};
   Drawn drawn{};
   int turn = 0;
@@ -296,8 +315,10 @@ constexpr int64_t kShortForward = Lanes<C>::n < 16 ? kShortRow / 2 : kShortRow;
 template <class C>
 void forward_rows(const Forward& p, int64_t begin, int64_t end) {
   const LaneKeys keys = lane_keys(p.noise.seed);
+  Scratch& scratch = Scratch::of_thread();
+  const Scratch::Scope scope(scratch);
   Relay relay(p.samples, 0, false);
-  ForwardAcross<C> across(p, keys);
+  ForwardAcross<C> across(p, keys, scratch);
   over_groups<C>(p, begin, end, [&](const PerRow<C>& params, Group group) {
     if (p.steps < kShortForward<C>) {
       return with_constant(p.scale.step || p.rho.step,
@@ -306,7 +327,7 @@ void forward_rows(const Forward& p, int64_t begin, int64_t end) {
     with_sample_type<C>(p.mu.type, [&](auto as) {
       for (int lane = 0; lane < group.rows; ++lane) {
         relay.begin_row();
-        forward_along<C, decltype(as)>(p, keys, params, lane, group.first + lane, relay);
+        forward_along<C, decltype(as)>(p, keys, params, lane, group.first + lane, relay, scratch);
       }
     });
   });
@@ -316,7 +337,8 @@ void forward_rows(const Forward& p, int64_t begin, int64_t end) {
 template <class C>
 void forward_shared(const Forward& p, int64_t row, Relay& relay) {
   with_sample_type<C>(p.mu.type, [&](auto as) {
-    forward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay);
+    forward_along<C, decltype(as)>(p, lane_keys(p.noise.seed), PerRow<C>(p, {row, 1}), 0, row, relay,
+                                   Scratch::of_thread());
   });
 }
 

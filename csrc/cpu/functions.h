@@ -1,11 +1,12 @@
 #pragma once
 
-// exp, log, and the two functions that Box-Muller takes of a random word, over lanes. Each reduces its
-// argument exactly and sums a Taylor series short enough that the first term left out is below half a unit in
-// the last place.
+// exp, log with what lies beyond their linear terms, and the two functions that Box-Muller takes of a random
+// word, over lanes. Each reduces its argument exactly and sums a Taylor series short enough that the first
+// term left out is below half a unit in the last place.
 
 #include <limits>
 
+#include "../core/parameters.h"
 #include "simd.h"
 
 namespace rhovae::RHOVAE_ISA {
@@ -25,10 +26,13 @@ struct Functions {
   static RHOVAE_INLINE V sqrt(V v) { return sqrt_lanes(v); }
   static RHOVAE_INLINE U sign_bit() { return U{} + (static_cast<decltype(U{}[0] + 0)>(1) << (kBits - 1)); }
   static RHOVAE_INLINE V abs(V v) { return (V)((U)v & ~sign_bit()); }
-  static constexpr double kLargestLogit = kSingle ? 80 : 700;
   static RHOVAE_INLINE V at_most(V v, double bound) {
     const V limit = constant(bound);
     return v > limit ? limit : v;  // written so that NaN stays
+  }
+  static RHOVAE_INLINE V at_least(V v, double bound) {
+    const V limit = constant(bound);
+    return v < limit ? limit : v;
   }
   static RHOVAE_INLINE V copysign(V size, V sign) {
     return (V)(((U)size & ~sign_bit()) | ((U)sign & sign_bit()));
@@ -48,23 +52,28 @@ struct Functions {
   }
   static constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
 
-  // exp(x) = 2^n exp(r), |r| <= log(2)/2.
+  // exp(x) = 2^n exp(r), |r| <= log(2)/2, and exp(r) = 1 + r + r^2 (1/2 + r/6 + ...).
   struct ExpSeries {
-    static constexpr int count = kSingle ? 8 : 14;
-    static constexpr double coefficient(int i) { return 1.0 / factorial(i); }
+    static constexpr int count = kSingle ? 6 : 12;
+    static constexpr double coefficient(int i) { return 1.0 / factorial(i + 2); }
   };
-  static RHOVAE_INLINE V exp(V x) {
-    const V lowest = constant(kSingle ? -104.0 : -746.0);
+  static RHOVAE_INLINE Exponential<V> exp_of(V x) {
     x = at_most(x, kSingle ? 89.0 : 710.0);
-    x = x < lowest ? lowest : x;
+    const V lowest = constant(kSingle ? -104.0 : -746.0);
+    const V bounded = x < lowest ? lowest : x;
     // Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits.
     const V rounder = constant(kSingle ? 12582912.0 : 6755399441055744.0);
-    const V shifted = x * constant(1.44269504088896340735992468100) + rounder;
+    const V shifted = bounded * constant(1.44269504088896340735992468100) + rounder;
     const V n = shifted - rounder;
+    const I exponent = (I)shifted - (I)rounder;
     // log 2 in two parts: the first has few enough bits for n times it to be exact.
-    const V r = (x - n * constant(kSingle ? 0.693359375 : 6.93147180369123816490e-01)) -
+    const V r = (bounded - n * constant(kSingle ? 0.693359375 : 6.93147180369123816490e-01)) -
                 n * constant(kSingle ? -2.12194440054690582770e-4 : 1.90821492927058770002e-10);
-    return times_power_of_two(series<ExpSeries>(r), n, (I)shifted - (I)rounder);
+    const V beyond_linear = r * r * series<ExpSeries>(r), reduced = r + beyond_linear;
+    const V value = times_power_of_two(1 + reduced, n, exponent);
+    const V power = times_power_of_two(constant(1), n, exponent);
+    const V less_one = abs(x) < 2 ? power * reduced + (power - 1) : value - 1;
+    return {value, less_one, n == 0 ? beyond_linear : less_one - x};
   }
   // v 2^n, for n as a number and as an integer, also where that is subnormal or past the largest number.
   static RHOVAE_INLINE V times_power_of_two(V v, [[maybe_unused]] V n, [[maybe_unused]] I exponent) {
@@ -77,27 +86,12 @@ struct Functions {
   }
   static RHOVAE_INLINE V power_of_two(I n) { return (V)((n + (kSingle ? 127 : 1023)) << kMantissa); }
 
-  // log(1 + f) = 2 artanh(t) = 2t (1 + t^2/3 + t^4/5 + ...), t = f/(2 + f); |t| <= 0.172 for 1 + f in [sqrt
-  // 1/2, sqrt 2]. Returned `times` over, and added to `offset`.
-  template <int times>
+  // log(1 + f) = 2 artanh(t) = 2t + t^3 (2/3 + 2/5 t^2 + ...), t = f/(2 + f); |t| <= 0.172 for 1 + f in
+  // [sqrt 1/2, sqrt 2].
   struct ArtanhSeries {
-    static constexpr int count = kSingle ? 5 : 10;
-    static constexpr double coefficient(int i) { return times * 2.0 / (2 * i + 1); }
+    static constexpr int count = kSingle ? 4 : 9;
+    static constexpr double coefficient(int i) { return 2.0 / (2 * i + 3); }
   };
-  template <int times>
-  static RHOVAE_INLINE V log1p_reduced(V f, V offset) {
-    const V t = f / (2 + f);
-    return t * series<ArtanhSeries<times>>(t * t) + offset;
-  }
-  // log(1 + v) for v in [0, 1], where t = v/(2 + v) is at most 1/3.
-  struct LongArtanhSeries {
-    static constexpr int count = kSingle ? 7 : 16;
-    static constexpr double coefficient(int i) { return 2.0 / (2 * i + 1); }
-  };
-  static RHOVAE_INLINE V log1p_of_unit(V v) {
-    const V t = v / (2 + v);
-    return t * series<LongArtanhSeries>(t * t);
-  }
   // v = 2^exponent (1 + f) with 1 + f in [sqrt 1/2, sqrt 2], for a normal positive v.
   static RHOVAE_INLINE void split(V v, V& f, I& exponent) {
     const I above_sqrt_half = (I)v - (I)constant(0.70710678118654752440);
@@ -110,7 +104,7 @@ struct Functions {
     f = (V)((I)v - (exponent << kMantissa)) - 1;
   }
 
-  static RHOVAE_INLINE V log(V v) {
+  static RHOVAE_INLINE Logarithm<V> log_of(V v, V less_one) {
     const V smallest = constant(kSingle ? 1.17549435082228750797e-38 : 2.22507385850720138309e-308);
     const auto subnormal = v < smallest;
     const V scale_up = constant(kSingle ? 33554432.0 : 18014398509481984.0);  // 2^25, 2^54
@@ -118,12 +112,20 @@ struct Functions {
     I exponent;
     split(subnormal ? v * scale_up : v, f, exponent);
     exponent -= subnormal ? I{} + (kSingle ? 25 : 54) : I{};
-    const V value = log1p_reduced<1>(f, small_to_real(exponent) * kLog2);
+    const auto near_one = exponent == 0;
+    f = near_one ? less_one : f;
+    const V t = f / (2 + f), beyond_linear = t * (t * t) * series<ArtanhSeries>(t * t);
+    const V normal = 2 * t + (beyond_linear + small_to_real(exponent) * kLog2);
     const V infinity = constant(std::numeric_limits<double>::infinity());
     const V at_edge = v == 0 ? -infinity : (v > 0 ? v : constant(std::numeric_limits<double>::quiet_NaN()));
-    return ((v > 0) & (v < infinity)) ? value : at_edge;
+    const V value = ((v > 0) & (v < infinity)) ? normal : at_edge;
+    return {value, near_one ? f * t - beyond_linear : less_one - value};
   }
 
+  struct MinusTwoArtanhSeries {
+    static constexpr int count = ArtanhSeries::count + 1;
+    static constexpr double coefficient(int i) { return -4.0 / (2 * i + 1); }
+  };
   // -2 ln u, u = (w + 1/2) 2^-bits. Near u = 1, where a rounded u would lose what matters, f = u - 1 comes
   // exactly from the word read as a signed integer.
   static RHOVAE_INLINE V minus_two_log_uniform(U w) {
@@ -132,7 +134,8 @@ struct Functions {
     I exponent;
     split(to_real(w) * unit + unit / 2, f, exponent);
     f = exponent == 0 ? to_real((I)w) * unit + unit / 2 : f;
-    return log1p_reduced<-2>(f, small_to_real(exponent) * (-2 * kLog2));
+    const V t = f / (2 + f);
+    return t * series<MinusTwoArtanhSeries>(t * t) + small_to_real(exponent) * (-2 * kLog2);
   }
 
   // sin and cos of 2 pi u: the nearest quarter turn from the word's top bits, the rest, within an eighth, as

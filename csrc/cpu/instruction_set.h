@@ -47,7 +47,9 @@ void log_prob_backward_share(const LogProbBackward& p, int64_t row, Relay& relay
 template <class C>
 void normals(const Noise& noise, uint64_t row, int64_t count, C* out) {
   const LaneKeys keys = lane_keys(noise.seed);
-  alignas(64) TileBuffer<C> buffer;
+  Scratch& scratch = Scratch::of_thread();
+  const Scratch::Scope scope(scratch);
+  auto& buffer = scratch.make_unset<TileBuffer<C>>();
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t some = count - first < kTile ? count - first : kTile;
     normals_along<C>(keys, noise.offset + static_cast<uint64_t>(first / kNormalsPerBlock<C>),

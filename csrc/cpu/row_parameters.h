@@ -43,7 +43,7 @@ RHOVAE_INLINE V<C> row_values(const Problem& p, const Operand& from, Group group
 // s and rho of a group of rows that have one value each, a row a lane: they share the exponentials.
 template <class C>
 struct PerRow {
-  V<C> s, log_s, rho, c, minus_log_c;
+  V<C> s, log_s, kl_of_s, rho, c, minus_log_c, gap;
 
   RHOVAE_INLINE PerRow(const Problem& p, Group group) {
     const V<C> scale = p.scale.step ? splat<C>(neutral_scale<C>(p.logits))
@@ -51,7 +51,8 @@ struct PerRow {
     const V<C> correlation = p.rho.step ? V<C>{} : row_values(p, p.rho, group, C(0));
     const Scale<V<C>> a = scale_of<C>(p.logits, scale);
     const Correlation<V<C>> b = correlation_of<C>(p.logits, correlation);
-    s = a.s, log_s = a.log_s, rho = b.rho, c = b.c, minus_log_c = b.minus_log_c;
+    s = a.s, log_s = a.log_s, kl_of_s = a.kl;
+    rho = b.rho, c = b.c, minus_log_c = b.minus_log_c, gap = b.gap;
   }
 };
 
@@ -77,49 +78,77 @@ using cpu::kTile;
 template <class C>
 using TileBuffer = C[cpu::kLongTileBytes / sizeof(C) + 2 * Lanes<C>::n];
 
+// What a kernel asks of s and rho beside themselves: nothing, for gradients; the terms of the KL; or the logs
+// of the density.
+enum class Terms { Gradient, Kl, Density };  // Density: of its gradients too
+
+// The s that a kernel works with. A log s may run away: gradients multiply by a finite s, the density divides
+// by one that is not zero.
+template <class C, Terms terms>
+RHOVAE_INLINE V<C> working_scale(const Problem& p, V<C> s) {
+  if (terms == Terms::Kl || !p.logits) return s;
+  return terms == Terms::Gradient ? Functions<C>::at_most(s, kLargestTerm<C>)
+                                  : Functions<C>::at_least(s, kSmallestScale<C>);
+}
+
+template <class C, Terms terms>
+RHOVAE_INLINE V<C> working_c(V<C> c) {
+  return terms == Terms::Density ? Functions<C>::at_least(c, kSmallestC<C>) : c;
+}
+
 // Steps [first, first + count) of one row, from the values given per step (`start`: the row's place in the
-// tensor). The logarithms only where they are asked for.
-template <class C, bool logs>
-RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* s, C* log_s) {
+// tensor).
+template <class C, Terms terms>
+RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* s, C* term) {
   read_run(p.scale, start + first, count, s);
   pad(s, count, neutral_scale<C>(p.logits));
   for (int64_t i = 0; i < count; i += Lanes<C>::n) {
     const Scale<V<C>> v = scale_of<C>(p.logits, load<C>(s + i));
-    store<C>(s + i, v.s);
-    if constexpr (logs) store<C>(log_s + i, v.log_s);
+    store<C>(s + i, working_scale<C, terms>(p, v.s));
+    if constexpr (terms == Terms::Kl) store<C>(term + i, v.kl);
+    if constexpr (terms == Terms::Density) store<C>(term + i, v.log_s);
   }
 }
 
 // One step further than asked: rho[count] is what ties the run to the next one. Before the row's first step
-// and after its last there is no tie: rho = 0, c = 1.
-template <class C, bool logs>
-RHOVAE_INLINE void rho_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* rho, C* c,
-                           C* minus_log_c) {
+// and after its last there is no tie: rho = 0, c = 1. Returns the least gap.
+template <class C, Terms terms>
+RHOVAE_INLINE C rho_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* rho, C* c, C* gap,
+                        C* minus_log_c) {
   const int64_t from = first == 0 ? 1 : first;
   const int64_t until = first + count < p.steps ? first + count + 1 : p.steps;
   rho[0] = 0;
   if (until > from) read_run(p.rho, start + from - 1, until - from, rho + (from - first));
   for (int64_t i = until - first; i <= count; ++i) rho[i] = 0;
   pad(rho, count + 1, C(0));
+  V<C> least = splat<C>(1);
   for (int64_t i = 0; i <= count; i += Lanes<C>::n) {
     const Correlation<V<C>> v = correlation_of<C>(p.logits, load<C>(rho + i));
     store<C>(rho + i, v.rho);
-    store<C>(c + i, v.c);
-    if constexpr (logs) store<C>(minus_log_c + i, v.minus_log_c);
+    store<C>(c + i, working_c<C, terms>(v.c));
+    store<C>(gap + i, v.gap);
+    if constexpr (terms != Terms::Gradient) store<C>(minus_log_c + i, v.minus_log_c);
+    least = v.gap < least ? v.gap : least;
   }
+  C smallest = least[0];
+  for (int lane = 1; lane < Lanes<C>::n; ++lane) smallest = least[lane] < smallest ? least[lane] : smallest;
+  return smallest;
 }
 
 // The same buffers where the row has one rho.
-template <class C>
-RHOVAE_INLINE void rho_run_uniform(C rho_row, C c_row, int64_t steps, int64_t first, int64_t count, C* rho,
-                                   C* c) {
+template <class C, Terms terms>
+RHOVAE_INLINE void rho_run_uniform(const PerRow<C>& row, int lane, int64_t steps, int64_t first,
+                                   int64_t count, C* rho, C* c, C* gap) {
+  const C rho_row = row.rho[lane], c_row = working_c<C, terms>(row.c)[lane], gap_row = row.gap[lane];
   for (int64_t i = 0; i <= count; ++i) {
     const bool tied = first + i > 0 && first + i < steps;
     rho[i] = tied ? rho_row : C(0);
     c[i] = tied ? c_row : C(1);
+    gap[i] = tied ? gap_row : C(1);
   }
   pad(rho, count + 1, C(0));
   pad(c, count + 1, C(1));
+  pad(gap, count + 1, C(1));
 }
 
 }  // namespace rhovae::RHOVAE_ISA

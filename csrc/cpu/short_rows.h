@@ -43,18 +43,34 @@ RHOVAE_INLINE void eps_across(const Problem& p, const LaneKeys& keys, Group grou
 template <class C>
 using ShortBuffer = C[(kShortRow + 8) * Lanes<C>::n];
 
+// The sum of f(k * n) over steps k from `first` on, a few at a time: so it keeps its digits.
+template <class C, class F>
+RHOVAE_INLINE V<C> sum_steps(int64_t first, int64_t steps, const F& f) {
+  constexpr int n = Lanes<C>::n;
+  V<C> sum{};
+  for (int64_t k = first; k < steps; k += kStretch) {
+    const int64_t until = k + kStretch < steps ? k + kStretch : steps;
+    V<C> part{};
+    for (int64_t i = k; i < until; ++i) part += f(i * n);
+    sum += part;
+  }
+  return sum;
+}
+
 // The parameters of a group, a row a lane; at = k * n, and rho(at) ties steps k - 1 and k, for k in [1,
 // steps). One value a row for all of them ...
-template <class C>
+template <class C, Terms terms>
 struct UniformAcross {
   const PerRow<C>& row;
+  const V<C> scale;
 
-  RHOVAE_INLINE UniformAcross(const Problem&, const PerRow<C>& row, Group) : row(row) {}
+  RHOVAE_INLINE UniformAcross(const Problem& p, const PerRow<C>& row, Group, Scratch&)
+      : row(row), scale(working_scale<C, terms>(p, row.s)) {}
   RHOVAE_INLINE void prefetch_next(const Problem&, Group, int64_t, int64_t) const {}
-  RHOVAE_INLINE V<C> s(int64_t) const { return row.s; }
+  RHOVAE_INLINE V<C> s(int64_t) const { return scale; }
   RHOVAE_INLINE V<C> rho(int64_t) const { return row.rho; }
   RHOVAE_INLINE V<C> c(int64_t) const { return row.c; }
-  RHOVAE_INLINE V<C> kl_of_s(int64_t) const { return kl_of_scale(row.s, row.log_s); }
+  RHOVAE_INLINE V<C> kl_of_s(int64_t) const { return row.kl_of_s; }
   RHOVAE_INLINE V<C> minus_log_c(int64_t) const { return row.minus_log_c; }
   // What s and rho add to the rows' KL.
   RHOVAE_INLINE V<C> kl_without_means(int64_t steps) const {
@@ -63,21 +79,28 @@ struct UniformAcross {
 };
 
 // ... or one a step for s or rho or both.
-template <class C>
+template <class C, Terms terms>
 class StepsAcross {
  public:
-  RHOVAE_INLINE StepsAcross(const Problem& p, const PerRow<C>& row, Group group) {
+  RHOVAE_INLINE StepsAcross(const Problem& p, const PerRow<C>& row, Group group, Scratch& scratch)
+      : s_buffer(scratch.make_unset<ShortBuffer<C>>()),
+        kl_of_s_buffer(scratch.make_unset<ShortBuffer<C>>()),
+        rho_buffer(scratch.make_unset<ShortBuffer<C>>()),
+        c_buffer(scratch.make_unset<ShortBuffer<C>>()),
+        minus_log_c_buffer(scratch.make_unset<ShortBuffer<C>>()),
+        scale_step(p.scale.step),
+        rho_step(p.rho.step) {
     constexpr int n = Lanes<C>::n;
     if (p.scale.step) {
       read_across<C>(p, p.scale, group, 0, p.steps, neutral_scale<C>(p.logits), s_buffer);
       for (int64_t i = 0; i < p.steps * n; i += n) {
         const Scale<V<C>> v = scale_of<C>(p.logits, load<C>(s_buffer + i));
-        store<C>(s_buffer + i, v.s);
-        store<C>(kl_of_s_buffer + i, kl_of_scale(v.s, v.log_s));
+        store<C>(s_buffer + i, working_scale<C, terms>(p, v.s));
+        if constexpr (terms == Terms::Kl) store<C>(kl_of_s_buffer + i, v.kl);
       }
     } else {
-      store<C>(s_buffer, row.s);
-      store<C>(kl_of_s_buffer, kl_of_scale(row.s, row.log_s));
+      store<C>(s_buffer, working_scale<C, terms>(p, row.s));
+      store<C>(kl_of_s_buffer, row.kl_of_s);
     }
     if (p.rho.step) {
       read_across<C>(p, p.rho, group, 0, p.steps - 1, C(0), rho_buffer + n);
@@ -85,14 +108,13 @@ class StepsAcross {
         const Correlation<V<C>> v = correlation_of<C>(p.logits, load<C>(rho_buffer + i));
         store<C>(rho_buffer + i, v.rho);
         store<C>(c_buffer + i, v.c);
-        store<C>(minus_log_c_buffer + i, v.minus_log_c);
+        if constexpr (terms == Terms::Kl) store<C>(minus_log_c_buffer + i, v.minus_log_c);
       }
     } else {
       store<C>(rho_buffer, row.rho);
       store<C>(c_buffer, row.c);
       store<C>(minus_log_c_buffer, row.minus_log_c);
     }
-    scale_step = p.scale.step, rho_step = p.rho.step;
   }
 
   // Those of the next group, for prefetch_steps.
@@ -106,18 +128,17 @@ class StepsAcross {
   RHOVAE_INLINE V<C> kl_of_s(int64_t at) const { return load<C>(kl_of_s_buffer + at * scale_step); }
   RHOVAE_INLINE V<C> minus_log_c(int64_t at) const { return load<C>(minus_log_c_buffer + at * rho_step); }
   RHOVAE_INLINE V<C> kl_without_means(int64_t steps) const {
-    constexpr int n = Lanes<C>::n;
-    V<C> sum = kl_of_s(0);
-    for (int64_t at = n; at < steps * n; at += n) sum += kl_of_s(at) + minus_log_c(at);
-    return sum;
+    return kl_of_s(0) + sum_steps<C>(1, steps, [&](int64_t at) RHOVAE_INLINE_BODY {
+             return kl_of_s(at) + minus_log_c(at);
+           });
   }
 
  private:
-  alignas(64) ShortBuffer<C> s_buffer, kl_of_s_buffer, rho_buffer, c_buffer, minus_log_c_buffer;
-  int64_t scale_step, rho_step;
+  C *const s_buffer, *const kl_of_s_buffer, *const rho_buffer, *const c_buffer, *const minus_log_c_buffer;
+  const int64_t scale_step, rho_step;
 };
 
-template <class C, bool steps>
-using Across = std::conditional_t<steps, StepsAcross<C>, UniformAcross<C>>;
+template <class C, bool steps, Terms terms>
+using Across = std::conditional_t<steps, StepsAcross<C, terms>, UniformAcross<C, terms>>;
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -5,11 +5,13 @@
 #include "noise.h"
 #include "relay.h"
 #include "row_parameters.h"
+#include "scratch.h"
 
 namespace rhovae::RHOVAE_ISA {
 
 using cpu::Baton;
 using cpu::Relay;
+using cpu::Scratch;
 using cpu::tile_of;
 using cpu::tiles_of;
 
@@ -37,27 +39,52 @@ RHOVAE_INLINE const C* eps_along(const Problem& p, const LaneKeys& keys, int64_t
   return buffer;
 }
 
-// One row's parameters over one tile.
-template <class C, bool logs>
+// One row's parameters over one tile. of_s: s's term of the KL, or log s for the density.
+template <class C, Terms terms>
 struct TileParameters {
-  alignas(64) TileBuffer<C> s_buffer, log_s_buffer, rho, c, minus_log_c;
-  Run<C> s, log_s;
+  alignas(64) TileBuffer<C> s_buffer, of_s_buffer, rho, c, gap, minus_log_c;
+  Run<C> s, of_s;
+  bool remembers;  // some rho is so near to 1 that its rounding would show in a long row
 
   RHOVAE_INLINE void read(const Problem& p, const PerRow<C>& row, int lane, int64_t scale_start,
                           int64_t rho_start, int64_t first, int64_t count, bool uniform_rho_too) {
     if (p.scale.step) {
-      scale_run<C, logs>(p, scale_start, first, count, s_buffer, log_s_buffer);
+      scale_run<C, terms>(p, scale_start, first, count, s_buffer, of_s_buffer);
     } else {
-      store<C>(s_buffer, splat<C>(row.s[lane]));
-      store<C>(log_s_buffer, splat<C>(row.log_s[lane]));
+      const V<C> s_row = splat<C>(row.s[lane]);
+      store<C>(s_buffer, working_scale<C, terms>(p, s_row));
+      store<C>(of_s_buffer, splat<C>(terms == Terms::Kl ? row.kl_of_s[lane] : row.log_s[lane]));
     }
     s = {s_buffer, p.scale.step};
-    log_s = {log_s_buffer, p.scale.step};
+    of_s = {of_s_buffer, p.scale.step};
+    C least = row.gap[lane];
     if (p.rho.step)
-      rho_run<C, logs>(p, rho_start, first, count, rho, c, minus_log_c);
+      least = rho_run<C, terms>(p, rho_start, first, count, rho, c, gap, minus_log_c);
     else if (uniform_rho_too)
-      rho_run_uniform(row.rho[lane], row.c[lane], p.steps, first, count, rho, c);
+      rho_run_uniform<C, terms>(row, lane, p.steps, first, count, rho, c, gap);
+    remembers = sizeof(C) == 4 && least < static_cast<C>(0x1p-10);
   }
+};
+
+// A sum over a run of registers. What the lanes hold goes into float64 every few registers: a long row's sum
+// keeps its digits.
+template <class C>
+class RunSum {
+ public:
+  RHOVAE_INLINE void add(V<C> v) {
+    lanes_ += v;
+    if (++registers_ < kRegisters) return;
+    total_ = total();
+    lanes_ = V<C>{};
+    registers_ = 0;
+  }
+  RHOVAE_INLINE double total() const { return total_ + static_cast<double>(sum_lanes<C>(lanes_)); }
+
+ private:
+  static constexpr int kRegisters = 16;
+  V<C> lanes_{};
+  int registers_ = 0;
+  double total_ = 0;
 };
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -37,7 +37,7 @@ class KlGradient {
 template <class V>
 __device__ __forceinline__ V scale_gradient(const Backward& p, V gx, V h, V s) {
   if (!p.dkl.data) return p.logits ? s * gx : gx;  // s = 0 is allowed where no KL divides by it
-  return p.logits ? s * gx + h * kl_gradient_log_scale(s) : gx + h * kl_gradient_scale(s);
+  return p.logits ? s * gx + kl_gradient_log_scale(h, s) : gx + h * kl_gradient_scale(s);
 }
 template <class V>
 __device__ __forceinline__ V rho_gradient(const Backward& p, V by_logit, V h, V rho, V c) {
@@ -255,7 +255,7 @@ class BackwardSpan {
   Span span_;
   Team& team_;
   Source<T> mu_;
-  Scales<T> scale_;
+  Scales<T, true> scale_;
   Chain<T, Team, kPerStep> chain_;
   KlGradient<T> kl_;
   Sink<T> dmu_, dscale_, drho_;

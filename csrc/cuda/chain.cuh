@@ -2,13 +2,15 @@
 
 // s and rho along a row, ready for a thread's run of steps, and the chain's recurrences over a team.
 
+#include "../core/log_density.h"
 #include "math.cuh"
 #include "row.cuh"
 
 namespace rhovae::cuda {
 
-// s, one for the row or one per step.
-template <class T>
+// s, one for the row or one per step. kGradient: held where a log s has run away, for gradients are added up
+// with either sign.
+template <class T, bool kGradient = false>
 class Scales {
  public:
   using V = Arithmetic<T>;
@@ -16,14 +18,12 @@ class Scales {
 
   __device__ __forceinline__ Scales(const Problem& p, const Span& span)
       : source_(p.lead, p.scale, span), logits_(p.logits) {
-    if (!per_step()) row_ = scale_of(logits_, source_.at(0));
+    if (!per_step()) row_ = read(source_.at(0));
   }
   __device__ __forceinline__ bool per_step() const { return source_.per_step(); }
   __device__ __forceinline__ const Scale<V>& row() const { return row_; }
 
-  __device__ __forceinline__ Scale<V> at(int k) const {
-    return per_step() ? scale_of(logits_, source_.at(k)) : row_;
-  }
+  __device__ __forceinline__ Scale<V> at(int k) const { return per_step() ? read(source_.at(k)) : row_; }
   __device__ __forceinline__ void load(int k, int steps, Scale<V> (&to)[N]) const {
     if (!per_step()) {
 #pragma unroll
@@ -33,14 +33,36 @@ class Scales {
     V given[N];
     source_.load(k, 0, steps, given);
 #pragma unroll
-    for (int j = 0; j < N; ++j) to[j] = scale_of(logits_, given[j]);
+    for (int j = 0; j < N; ++j) to[j] = read(given[j]);
   }
 
  private:
+  __device__ __forceinline__ Scale<V> read(V given) const {
+    Scale<V> scale = scale_of(logits_, given);
+    if (kGradient && logits_) scale.s = Functions<V>::at_most(scale.s, kLargestTerm<V>);
+    return scale;
+  }
+
   Source<T> source_;
   Scale<V> row_;
   bool logits_;
 };
+
+// Before a row's first step and after its last.
+template <class V>
+__device__ __forceinline__ Correlation<V> untied() {
+  return {V(0), V(1), V(0), V(1)};
+}
+
+// Whether a long row, which has a block to itself, would not forget what rounding takes off rho.
+template <class Team, class V>
+__device__ __forceinline__ bool remembers(V gap) {
+  return sizeof(V) == 4 && !Team::kWithinWarp && gap < V(0x1p-10);
+}
+template <class Team, class V>
+__device__ __forceinline__ Product<V> product_of(const Correlation<V>& tie) {
+  return {tie.rho, remembers<Team>(tie.gap) ? rounded_off<Functions<V>>(tie.rho, tie.gap) : V(0)};
+}
 
 // One rho for the row: its powers serve every tile.
 template <class T, class Team>
@@ -54,10 +76,10 @@ class UniformChain {
     // A row of one step has no correlation, whatever the value.
     const V given = p.steps > 1 ? Source<T>(p.lead, p.rho, span).at(0) : V(0);
     row_ = correlation_of(p.logits, given);
-    run_power_ = row_.rho;
+    run_power_ = product_of<Team>(row_);
 #pragma unroll
     for (int j = 1; j < N; j *= 2) run_power_ = run_power_ * run_power_;
-    if constexpr (Team::kWithinWarp) hops_ = team.hops(run_power_);
+    if constexpr (Team::kWithinWarp) hops_ = team.hops(run_power_.high);
   }
 
   __device__ __forceinline__ const Correlation<V>& row() const { return row_; }
@@ -80,7 +102,7 @@ class UniformChain {
     if constexpr (Team::kWithinWarp)
       before = team.scan(last, hops_, carry);
     else
-      before = team.template scan<false>(Affine<V>{run_power_, last}, carry);
+      before = team.template scan<false>(run_power_, last, carry);
     V value = before;
 #pragma unroll
     for (int j = 0; j < N; ++j) source[j] = value = advance(row_.rho, value, source[j]);
@@ -90,7 +112,8 @@ class UniformChain {
  private:
   struct Nothing {};
   Correlation<V> row_;
-  V run_power_, first_rho_, first_c_;
+  Product<V> run_power_;
+  V first_rho_, first_c_;
   std::conditional_t<Team::kWithinWarp, Hops<V>, Nothing> hops_;
   bool row_begins_;
 };
@@ -121,7 +144,7 @@ class PerStepChain {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const bool tied = k + j >= from && k + j < steps;
-        at_[j] = tied ? row_ : Correlation<V>{V(0), V(1), V(0)};
+        at_[j] = tied ? row_ : untied<V>();
       }
     }
   }
@@ -129,18 +152,28 @@ class PerStepChain {
   __device__ __forceinline__ V c(int j) const { return at_[j].c; }
   __device__ __forceinline__ V minus_log_c(int j) const { return at_[j].minus_log_c; }
 
-  __device__ __forceinline__ V power() const {
+  // What the run multiplies by.
+  __device__ __forceinline__ Product<V> power() const {
+    bool forgets = true;
+#pragma unroll
+    for (int j = 0; j < N; ++j) forgets = forgets && !remembers<Team>(at_[j].gap);
+    if (!Team::kWithinWarp && !true_for_warp(forgets)) {
+      Product<V> a = product_of<Team>(at_[0]);
+#pragma unroll
+      for (int j = 1; j < N; ++j) a = a * product_of<Team>(at_[j]);
+      return a;
+    }
     V a = at_[0].rho;
 #pragma unroll
     for (int j = 1; j < N; ++j) a = a * at_[j].rho;
-    return a;
+    return {a, V(0)};
   }
 
   __device__ __forceinline__ V run(Team& team, V (&source)[N], V& carry) const {
     V last = source[0];
 #pragma unroll
     for (int j = 1; j < N; ++j) last = advance(at_[j].rho, last, source[j]);
-    const V before = team.template scan<false>(Affine<V>{power(), last}, carry);
+    const V before = scan<false>(team, last, carry);
     V value = before;
 #pragma unroll
     for (int j = 0; j < N; ++j) source[j] = value = advance(at_[j].rho, value, source[j]);
@@ -153,7 +186,7 @@ class PerStepChain {
     V last = V(0);
 #pragma unroll
     for (int j = N - 1; j >= 0; --j) last = at_[j].rho * (source[j] + last);
-    V message = team.template scan<true>(Affine<V>{power(), last}, carry);
+    V message = scan<true>(team, last, carry);
 #pragma unroll
     for (int j = N - 1; j >= 0; --j) {
       source[j] = source[j] + message;
@@ -162,6 +195,15 @@ class PerStepChain {
   }
 
  private:
+  template <bool kReverse>
+  __device__ __forceinline__ V scan(Team& team, V last, V& carry) const {
+    const Product<V> run = power();
+    if constexpr (Team::kWithinWarp)
+      return team.template scan<kReverse>(Affine<V>{run.high, last}, carry);
+    else
+      return team.template scan<kReverse>(run, last, carry);
+  }
+
   Source<T> source_;
   Correlation<V> row_;
   Correlation<V> at_[N];

@@ -84,14 +84,16 @@ class ForwardSpan {
       z_.store(k, 0, span_.steps, z);
     }
     if (kl_kind_ == Kl::PerRow) {
+      V here = V(0);  // by itself: a long row's sum keeps its digits
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        kl += kl_of_mean(mu[j]);
-        if (scale_.per_step() && k + j < span_.steps) kl += kl_of_scale(s(j).s, s(j).log_s);
+        here += kl_of_mean(mu[j]);
+        if (scale_.per_step() && k + j < span_.steps) here += s(j).kl;
         if constexpr (kPerStep) {
-          if (chain_.per_step() && k + j < span_.steps) kl += chain_.minus_log_c(j);
+          if (chain_.per_step() && k + j < span_.steps) here += chain_.minus_log_c(j);
         }
       }
+      kl += here;
     }
     if (kl_kind_ == Kl::PerStep) {
       V out[N];
@@ -102,7 +104,7 @@ class ForwardSpan {
           tie = chain_.minus_log_c(j);
         else
           tie = span_.begin + k + j > 0 ? chain_.row().minus_log_c : V(0);
-        out[j] = kl_of_mean(mu[j]) + kl_of_scale(s(j).s, s(j).log_s) + tie;
+        out[j] = kl_of_mean(mu[j]) + s(j).kl + tie;
       }
       kl_steps_.store(k, 0, span_.steps, out);
     }
@@ -112,8 +114,7 @@ class ForwardSpan {
   __device__ __forceinline__ V kl_of_row() const {
     V kl = V(0);
     const V ties = static_cast<V>(span_.steps - (span_.begin == 0 ? 1 : 0));
-    if (!scale_.per_step())
-      kl += static_cast<V>(span_.steps) * kl_of_scale(scale_.row().s, scale_.row().log_s);
+    if (!scale_.per_step()) kl += static_cast<V>(span_.steps) * scale_.row().kl;
     if constexpr (kPerStep) {
       if (!chain_.per_step()) kl += ties * chain_.row().minus_log_c;
     } else {

@@ -31,7 +31,7 @@ class Residuals {
         mu_(p.lead, p.mu, span),
         rho_(p.lead, p.rho, span, p.rho.step),
         scale_(p, span) {
-    if (!rho_.per_step()) row_ = correlation_of(p.logits, p.steps > 1 ? rho_.at(0) : V(0));
+    if (!rho_.per_step()) row_ = read(p.steps > 1 ? rho_.at(0) : V(0));
   }
 
   __device__ __forceinline__ void load(int k) {
@@ -43,19 +43,25 @@ class Residuals {
     if (rho_.per_step()) rho_.load(k, span_.begin == 0 ? 1 : 0, steps, given);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      x_[j + 1] = k + j < steps ? standardise(z[j], mu[j], s_[j].s) : V(0);
+      x_[j + 1] = k + j < steps ? standardised(z[j], mu[j], s_[j]) : V(0);
       at_[j] = tie(k + j, rho_.per_step() ? given[j] : V(0));
     }
     x_[0] = neighbour(k - 1);
     x_[N + 1] = neighbour(k + N);
     at_[N] = tie(k + N, rho_.per_step() && within(k + N) ? rho_.at(k + N) : V(0));
 #pragma unroll
-    for (int j = 0; j <= N; ++j) eps_[j] = residual(at_[j].rho, at_[j].c, x_[j], x_[j + 1]);
+    for (int j = 0; j <= N; ++j) {
+      eps_[j] = residual<Functions<V>>(at_[j].rho, at_[j].gap, at_[j].c, x_[j], x_[j + 1]);
+    }
   }
 
   __device__ __forceinline__ bool rho_per_step() const { return rho_.per_step(); }
   __device__ __forceinline__ bool scale_per_step() const { return scale_.per_step(); }
   __device__ __forceinline__ const Scale<V>& scale(int j) const { return s_[j]; }
+  // s, but not zero where a log s has run away.
+  __device__ __forceinline__ V divisor(const Scale<V>& scale) const {
+    return p_.logits ? Functions<V>::at_least(scale.s, kSmallestScale<V>) : scale.s;
+  }
   __device__ __forceinline__ const Correlation<V>& correlation(int j) const { return at_[j]; }
   __device__ __forceinline__ V x(int j) const { return x_[j + 1]; }
   __device__ __forceinline__ V eps(int j) const { return eps_[j]; }
@@ -66,12 +72,20 @@ class Residuals {
     return span_.begin + k >= 0 && span_.begin + k < p_.steps;
   }
   __device__ __forceinline__ V neighbour(int k) const {
-    return within(k) && span_.steps > 0 ? standardise(z_.at(k), mu_.at(k), scale_.at(k).s) : V(0);
+    return within(k) && span_.steps > 0 ? standardised(z_.at(k), mu_.at(k), scale_.at(k)) : V(0);
+  }
+  __device__ __forceinline__ V standardised(V z, V mu, const Scale<V>& scale) const {
+    return standardise<Functions<V>>(z, mu, divisor(scale));
   }
   // What ties step k to the one before it; nothing does at the row's first step, nor after its last.
   __device__ __forceinline__ Correlation<V> tie(int k, V given) const {
-    if (span_.begin + k <= 0 || !within(k)) return {V(0), V(1), V(0)};
-    return rho_.per_step() ? correlation_of(p_.logits, given) : row_;
+    if (span_.begin + k <= 0 || !within(k)) return untied<V>();
+    return rho_.per_step() ? read(given) : row_;
+  }
+  __device__ __forceinline__ Correlation<V> read(V given) const {
+    Correlation<V> tie = correlation_of(p_.logits, given);
+    tie.c = Functions<V>::at_least(tie.c, kSmallestC<V>);
+    return tie;
   }
 
   const LogProb& p_;
@@ -98,13 +112,15 @@ __global__ void __launch_bounds__(Team::kThreads, 384 / Team::kThreads)
     V sum = V(0);
     for (int k = team.rank() * N; k < span.steps; k += team.size() * N) {
       r.load(k);
+      V here = V(0);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         if (k + j < span.steps) {
-          sum += r.correlation(j).minus_log_c - r.scale(j).log_s - V(0.5) * r.eps(j) * r.eps(j) -
-                 V(kHalfLogTwoPi);
+          here += r.correlation(j).minus_log_c - r.scale(j).log_s - V(0.5) * r.eps(j) * r.eps(j) -
+                  V(kHalfLogTwoPi);
         }
       }
+      sum += here;
     }
     sum = team.sum(sum);
     if (team.rank() == 0 && span.steps > 0) deliver<T>(p.log_prob, work, 0, p, args.plan, span, sum);
@@ -115,6 +131,7 @@ template <class T, class Team>
 __global__ void __launch_bounds__(Team::kThreads, 384 / Team::kThreads)
     log_prob_backward_kernel(const __grid_constant__ DensityArguments<LogProbBackward> args) {
   using V = Arithmetic<T>;
+  using M = Functions<V>;
   constexpr int N = kItems<T>;
   const LogProbBackward& p = args.problem;
   Team team(args.plan.lanes);
@@ -135,12 +152,14 @@ __global__ void __launch_bounds__(Team::kThreads, 384 / Team::kThreads)
       for (int j = 0; j < N; ++j) {
         const Correlation<V>& here = r.correlation(j);
         const Correlation<V>& next = r.correlation(j + 1);
-        const V by_x = h * (next.rho * r.eps(j + 1) / next.c - r.eps(j) / here.c);
-        by_z[j] = by_x / r.scale(j).s;
+        const V s = r.divisor(r.scale(j));
+        const V by_x = density_gradient_x<M>(h, density_flow<M>(r.eps(j), here.c), next.rho,
+                                             density_flow<M>(r.eps(j + 1), next.c));
+        by_z[j] = by_x / s;
         by_mu[j] = -by_z[j];
-        const V by_log_s = -by_x * r.x(j) - h;
-        by_s[j] = p.logits ? by_log_s : by_log_s / r.scale(j).s;
-        const V by_logit = h * log_density_gradient_logit(here.rho, here.c, r.x(j - 1), r.eps(j));
+        const V by_log_s = density_gradient_log_scale<M>(h, by_x, r.x(j));
+        by_s[j] = p.logits ? by_log_s : by_log_s / s;
+        const V by_logit = density_gradient_logit<M>(h, here.rho, here.c, r.x(j - 1), r.eps(j));
         by_rho[j] = p.logits ? by_logit : by_logit / (here.c * here.c);
         if (k + j < span.steps) s_row += by_s[j], rho_row += by_rho[j];
       }

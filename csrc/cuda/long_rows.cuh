@@ -51,7 +51,7 @@ __device__ __forceinline__ V entering_segment(BlockTeam& team, const Workspace<V
     f = compose(f, Affine<V>{map.power, kReverse ? map.message_added : map.x_added});
   }
   V value = V(0);
-  team.scan<kReverse>(f, value);
+  team.scan<kReverse>(Product<V>{f.a, V(0)}, f.b, value);
   return value;
 }
 

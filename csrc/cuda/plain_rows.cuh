@@ -86,8 +86,7 @@ __global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team>)
     const V means = kl_of_means(team.sum(squares));
     if (team.rank() == 0 && span.steps > 0 && span.sample == 0) {
       const V steps = static_cast<V>(span.steps);
-      Sink<T>(p.kl, span.row)
-          .put(means + steps * kl_of_scale(s.s, s.log_s) + (steps - V(1)) * chain.row().minus_log_c);
+      Sink<T>(p.kl, span.row).put(means + steps * s.kl + (steps - V(1)) * chain.row().minus_log_c);
     }
   }
 }
@@ -103,7 +102,7 @@ __global__ void __launch_bounds__(Team::kThreads, kBlocks<T, Team>)
   const bool with_kl = kept(p.dkl.data != nullptr) != 0;
   for (int64_t first = team.first_of_warp(); first < args.plan.units; first += team.teams()) {
     const Span span = span_of<Team>(p, args.plan, first + team.place_in_warp(), false);
-    const V s = scale_of(p.logits, Source<T>(p.lead, p.scale, span).at(0)).s;
+    const V s = Scales<T, true>(p, span).row().s;
     UniformChain<T, Team> chain(p, span, team);
     const Normals<T> normals(p, key, span);
     const Source<T> dz_at(p.lead, p.dz, span), mu_at(p.lead, p.mu, span);  // one sample

@@ -129,6 +129,14 @@ __device__ __forceinline__ int pinned(int v) {
   return v;
 }
 
+// Rounded once.
+__device__ __forceinline__ float fused_multiply_add(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+__device__ __forceinline__ double fused_multiply_add(double a, double b, double c) {
+  return __fma_rn(a, b, c);
+}
+
 __device__ __forceinline__ uint32_t bits_of(float v) {
   return __float_as_uint(v);
 }

@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(BlockTeam::kThreads, 1)
     PerStepChain<T, BlockTeam> chain(p, span, team);
     const Normals<T> normals(p, key, span);
     SegmentMap<V> map{V(1), V(0), V(0)};
+    Product<V> power{V(1), V(0)};
     for (int tile = 0; tile < span.steps; tile += kTile) {
       const int k = tile + team.rank() * N;
       V x[N];
@@ -31,12 +32,12 @@ __global__ void __launch_bounds__(BlockTeam::kThreads, 1)
 #pragma unroll
       for (int j = 0; j < N; ++j) x[j] = innovation(chain.c(j), x[j]);
       chain.run(team, x, map.x_added);
-      map.power = map.power * chain.power();
+      power = power * chain.power();
     }
-    map.power = team.product(map.power);
+    map.power = team.product(power);
     if constexpr (std::is_same_v<P, Backward>) {
       const Source<T> dz = Source<T>::of_sample(p.lead, p.dz, span);
-      const Scales<T> scale(p, span);
+      const Scales<T, true> scale(p, span);
       for (int tile = (span.steps - 1) / kTile * kTile; tile >= 0; tile -= kTile) {
         const int k = tile + team.rank() * N;
         V g[N];

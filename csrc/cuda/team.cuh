@@ -26,6 +26,18 @@ __device__ __forceinline__ Affine<V> compose(const Affine<V>& first, const Affin
   return {then.a * first.a, advance(then.a, first.b, then.b)};
 }
 
+// A product of many multipliers, rounded, and what the rounding took off. In float32 rounding would else move
+// 1 - |rho| by up to 3e-8 a step: of a rho near 1 a long row would forget too much or nothing.
+template <class V>
+struct Product {
+  V high, low;
+};
+template <class V>
+__device__ __forceinline__ Product<V> operator*(const Product<V>& a, const Product<V>& b) {
+  const V high = a.high * b.high;
+  return {high, fused_multiply_add(a.high, b.high, -high) + (a.high * b.low + a.low * b.high)};
+}
+
 template <bool kReverse, class V>
 __device__ __forceinline__ V shift(V v, int distance, int width) {
   return kReverse ? shuffle_down(v, distance, width) : shuffle_up(v, distance, width);
@@ -151,17 +163,21 @@ class BlockTeam {
   __device__ __forceinline__ int place_in_warp() const { return 0; }
   __device__ __forceinline__ int64_t teams() const { return gridDim.x; }
 
+  // This thread's run multiplies by `run`, and ends with `last` when zero enters it.
   template <bool kReverse, class V>
-  __device__ __forceinline__ V scan(Affine<V> f, V& carry) {
+  __device__ __forceinline__ V scan(const Product<V>& run, V last, V& carry) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int place = kReverse ? kWarp - 1 - lane : lane;
     const int warp_place = kReverse ? kWarps - 1 - warp : warp;
+    Affine<V> f{run.high, last};
     scan_lanes<kReverse>(f, place, kWarp);
-    const Affine<V>* totals = exchange(f, warp_place, place == kWarp - 1);
+    const bool rounded = sizeof(V) == 4 && !true_for_warp(run.low == V(0));
+    const Total<V> total{rounded ? product_of_warp(run) : Product<V>{f.a, V(0)}, f.b};
+    const Total<V>* totals = exchange(total, warp_place, place == kWarp - 1);
     V entering_warp = carry;
     for (int w = 0; w < kWarps; ++w) {
       if (w == warp_place) entering_warp = carry;
-      carry = apply(totals[w], carry);
+      carry = advance(totals[w].product.high, carry, advance(totals[w].product.low, carry, totals[w].added));
     }
     const V before = shift<kReverse>(apply(f, entering_warp), 1, kWarp);
     return place == 0 ? entering_warp : before;
@@ -169,34 +185,46 @@ class BlockTeam {
 
   template <class V>
   __device__ __forceinline__ V sum(V v) {
-    return combine(v, false);
+#pragma unroll
+    for (int distance = 1; distance < kWarp; distance *= 2) v += shuffle_xor(v, distance);
+    const Total<V>* parts =
+        exchange(Total<V>{{V(1), V(0)}, v}, static_cast<int>(threadIdx.x) / kWarp, threadIdx.x % kWarp == 0);
+    v = parts[0].added;
+    for (int w = 1; w < kWarps; ++w) v += parts[w].added;
+    return v;
   }
   template <class V>
-  __device__ __forceinline__ V product(V v) {
-    return combine(v, true);
+  __device__ __forceinline__ V product(Product<V> v) {
+    const Total<V>* parts = exchange(Total<V>{product_of_warp(v), V(0)},
+                                     static_cast<int>(threadIdx.x) / kWarp, threadIdx.x % kWarp == 0);
+    v = parts[0].product;
+    for (int w = 1; w < kWarps; ++w) v = v * parts[w].product;
+    return v.high + v.low;
   }
 
  private:
+  // The product over this thread's warp.
   template <class V>
-  __device__ __forceinline__ V combine(V v, bool multiply) {
+  __device__ __forceinline__ Product<V> product_of_warp(Product<V> v) const {
 #pragma unroll
     for (int distance = 1; distance < kWarp; distance *= 2) {
-      const V other = shuffle_xor(v, distance);
-      v = multiply ? v * other : v + other;
+      v = v * Product<V>{shuffle_xor(v.high, distance), shuffle_xor(v.low, distance)};
     }
-    const Affine<V>* parts =
-        exchange(Affine<V>{v, v}, static_cast<int>(threadIdx.x) / kWarp, threadIdx.x % kWarp == 0);
-    v = parts[0].a;
-    for (int w = 1; w < kWarps; ++w) v = multiply ? v * parts[w].a : v + parts[w].a;
     return v;
   }
+
+  template <class V>
+  struct Total {
+    Product<V> product;
+    V added;
+  };
 
   // One value of every warp, for all to read. Two buffers taken in turn need one barrier an exchange: nobody
   // writes a buffer again before all have passed the barrier of the other.
   template <class V>
-  __device__ __forceinline__ const Affine<V>* exchange(const Affine<V>& mine, int place, bool writes) {
-    __shared__ Affine<V> buffers[2][kWarps];
-    Affine<V>* buffer = buffers[turn_];
+  __device__ __forceinline__ const Total<V>* exchange(const Total<V>& mine, int place, bool writes) {
+    __shared__ Total<V> buffers[2][kWarps];
+    Total<V>* buffer = buffers[turn_];
     turn_ ^= 1;
     if (writes) buffer[place] = mine;
     block_barrier();

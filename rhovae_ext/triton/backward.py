@@ -18,6 +18,8 @@ from .chain import (
     at_column,
     carry_into,
     correlation_of,
+    held,
+    product,
     scale_of,
     scan,
     scan_with_previous,
@@ -36,17 +38,18 @@ def rho_of_next(
     steps,
     valid,
     own,
+    own_gap,
     LOGITS: tl.constexpr,
     RHO_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """rho_{k+1}: what lambda_{k+1} reaches lambda_k with; after the last step nothing does."""
+    """(rho_{k+1}, 1 - |rho_{k+1}|): what lambda_{k+1} reaches lambda_k with; after the last step nothing."""
     if RHO_STEP:
         given = load(rho, rho_start, step, steps - 1, valid, 0.0, True, DOUBLE)
-        following, _, _ = correlation_of(given, LOGITS)
+        following, _, _, gap = correlation_of(given, LOGITS)
     else:
-        following = own
-    return tl.where(step + 1 < steps, following, 0.0)
+        following, gap = own, own_gap
+    return tl.where(step + 1 < steps, following, 0.0), tl.where(step + 1 < steps, gap, 1.0)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -109,9 +112,11 @@ def backward(
     given = along(
         scale, scale_outer, scale_inner, row, inner, step, steps, valid, 1.0, SCALE_STEP, AXES, ALIGN, DOUBLE
     )
-    s, _ = scale_of(given, LOGITS)
+    s, _, _ = scale_of(given, LOGITS)
+    s = held(s) if LOGITS else s
     rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
-    r, c, _ = correlation_of(load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE), LOGITS)
+    given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
+    r, c, _, gap = correlation_of(given, LOGITS)
 
     real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     by_mu = tl.zeros((ROWS, STEPS), real)
@@ -141,7 +146,9 @@ def backward(
             source = innovation(c, e, step)
             if by_adjoint:
                 weight, x, weight_before, before = scan_with_previous(r, source)
-                following = rho_of_next(rho, rho_start, step, steps, valid, r, LOGITS, RHO_STEP, DOUBLE)
+                following, _ = rho_of_next(
+                    rho, rho_start, step, steps, valid, r, gap, LOGITS, RHO_STEP, DOUBLE
+                )
                 reach, adjoint = scan(following, g * s, True)
                 line = (sample * rows + row) * chunks
                 if CHUNKED:
@@ -172,7 +179,7 @@ def backward(
         )
         mean = along(mu, mu_outer, mu_inner, row, inner, step, steps, valid, 0.0, True, AXES, ALIGN, DOUBLE)
         by_mu += h * mean
-        kl_by_scale = h * ((s - 1.0) * (s + 1.0) if LOGITS else s - 1.0 / s)
+        kl_by_scale = (h * (s - 1.0)) * (s + 1.0) if LOGITS else h * (s - 1.0 / s)
         kl_by_logit = h * r
 
     start = row * steps
@@ -227,14 +234,17 @@ def adjoint_totals(
     given = along(
         scale, scale_outer, scale_inner, row, inner, step, steps, valid, 1.0, SCALE_STEP, AXES, ALIGN, DOUBLE
     )
-    s, _ = scale_of(given, LOGITS)
+    s, _, _ = scale_of(given, LOGITS)
+    s = held(s) if LOGITS else s
     rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
-    r, _, _ = correlation_of(load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE), LOGITS)
-    following = rho_of_next(rho, rho_start, step, steps, valid, r, LOGITS, RHO_STEP, DOUBLE)
+    given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
+    r, _, _, gap = correlation_of(given, LOGITS)
+    following, gap = rho_of_next(rho, rho_start, step, steps, valid, r, gap, LOGITS, RHO_STEP, DOUBLE)
     sample = first_sample + tl.program_id(1)
     dz_start = row_starts(row, inner, dz_outer, dz_inner, sample * dz_sample, AXES, ALIGN)
     g = load(dz, dz_start, step, steps, valid, 0.0, True, DOUBLE)
     weight, adjoint = scan(following, g * s, True)
     map_of_chunk = (sample * rows + row) * chunks + chunk
-    tl.store(adjoint_weights + map_of_chunk, at_column(weight, 0), mask=valid)
+    total = at_column(weight, 0) if DOUBLE else product(following, gap, STEPS)
+    tl.store(adjoint_weights + map_of_chunk, total, mask=valid)
     tl.store(adjoint_values + map_of_chunk, at_column(adjoint, 0), mask=valid)

@@ -31,35 +31,103 @@ def log(x):
 
 
 @triton.jit
+def exp_of(x):
+    """(e^x, e^x - 1, e^x - 1 - x), each to its own last digit: near 0 by the series of the last."""
+    terms: tl.constexpr = 18 if x.dtype == tl.float64 else 11
+    value = tl.exp(x)
+    series = x * 0.0 + 1.0
+    for i in tl.static_range(terms - 2):
+        series = 1.0 + series * x * (1.0 / (terms - i))
+    excess = 0.5 * x * x * series
+    near = tl.abs(x) < 0.7
+    less_one = tl.where(near, x + excess, value - 1.0)
+    return value, less_one, tl.where(near, excess, less_one - x)
+
+
+@triton.jit
+def log_of(v, less_one):
+    """(log v, v - 1 - log v), each to its own last digit, from v and v - 1.
+
+    Near 1 by log(1 + m) = 2 artanh(t) = 2t + t^3 (2/3 + 2/5 t^2 + ...), t = m/(2 + m).
+    """
+    terms: tl.constexpr = 14 if v.dtype == tl.float64 else 5
+    t = less_one / (2.0 + less_one)
+    square = t * t
+    series = t * 0.0
+    for i in tl.static_range(terms):
+        series = series * square + 2.0 / (2 * (terms - i) + 1)
+    beyond_linear = t * square * series
+    near = tl.abs(less_one) < 0.375
+    value = tl.where(near, 2.0 * t + beyond_linear, log(v))
+    return value, tl.where(near, less_one * t - beyond_linear, less_one - value)
+
+
+@triton.jit
+def held(x):
+    """Terms that are added up with either sign: infinite ones would cancel to NaN."""
+    bound: tl.constexpr = 2.0**1000 if x.dtype == tl.float64 else 2.0**115
+    return tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))
+
+
+@triton.jit
 def scale_of(given, LOGITS: tl.constexpr):
-    """(s, log s) from what the caller gives: log s with logits, else s."""
+    """(s, log s, s's term of the KL: 1/2 (s^2 - 1) - log s) from log s with logits, else from s."""
     if LOGITS:
-        return tl.exp(given), given
+        s, less_one, excess = exp_of(given)
+        return s, given, 0.5 * less_one * less_one + excess
     else:
-        return given, log(given)
+        less_one = given - 1.0
+        log_s, excess = log_of(given, less_one)
+        return given, log_s, 0.5 * less_one * less_one + excess
 
 
 @triton.jit
 def correlation_of(given, LOGITS: tl.constexpr):
-    """(rho, c, -log c) from the logit or from rho itself; |rho| >= 1 is no correlation and becomes NaN.
+    """(rho, c, -log c, 1 - |rho|) from the logit or from rho itself; |rho| >= 1 becomes NaN.
 
-    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2) and
-    log cosh a = |a| + log(1 + t^2) - log 2. None of them overflows. Far past the last digit of 1 - rho, t is
-    held: c stays a number that the density can divide by.
+    From t = exp(-|a|) and u = 1 - t: tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2) = 1 -
+    u^2/(1 + t^2). None of them overflows. Far past the last digit of 1 - rho, t is held.
     """
     if LOGITS:
         largest: tl.constexpr = 700.0 if given.dtype == tl.float64 else 80.0
         size = tl.abs(given)
-        t = tl.exp(-tl.where(size > largest, largest, size))
+        within = tl.where(size > largest, largest, size)
+        t, less_one, _ = exp_of(-within)
         square = t * t
         inverse = 1.0 / (1.0 + square)
-        rho = (1.0 - square) * inverse
-        minus_log_c = size + log(1.0 + square) - 0.693147180559945309417232121458
-        return tl.where(given < 0, -rho, rho), 2.0 * t * inverse, minus_log_c
+        rho = -less_one * (1.0 + t) * inverse
+        c = 2.0 * t * inverse
+        log_c, _ = log_of(c, -less_one * less_one * inverse)
+        return tl.where(given < 0, -rho, rho), c, (size - within) - log_c, 2.0 * square * inverse
     else:
         square = (1.0 - given) * (1.0 + given)
         square = tl.where(square > 0, square, float("nan"))
-        return given, tl.sqrt(square), -0.5 * log(square)
+        log_square, _ = log_of(square, -given * given)
+        return given, tl.sqrt(square), -0.5 * log_square, 1.0 - tl.abs(given)
+
+
+@triton.jit
+def rounded_off(rho, gap):
+    """What rounding took off rho, whose exact value is +-(1 - gap)."""
+    low = (1.0 - tl.abs(rho)) - gap
+    return tl.where(rho < 0, -low, low)
+
+
+@triton.jit
+def product(rho, gap, STEPS: tl.constexpr):
+    """The product over a tile's steps of +-(1 - gap), (rows, 1), rounded once: by its logarithm.
+
+    The product of the rounded rho would be off by up to 3e-8 a step, and a long row not forget that.
+    """
+    series = 1 / 2 + gap * (1 / 3 + gap * (1 / 4 + gap * (1 / 5 + gap * (1 / 6))))
+    logs = tl.where(gap < 0.1, -gap * (1.0 + gap * series), log(1.0 - gap))
+    negative = (rho < 0).to(tl.int32)
+    if rho.shape[1] == 1:
+        total, odd = logs * STEPS, negative * (STEPS % 2)
+    else:
+        total, odd = tl.sum(logs, 1, keep_dims=True), tl.sum(negative, 1, keep_dims=True) % 2
+    _, less_one, _ = exp_of(total)
+    return tl.where(odd == 1, -1.0 - less_one, 1.0 + less_one)
 
 
 @triton.jit

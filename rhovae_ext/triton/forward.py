@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chain import at_column, carry_into, correlation_of, scale_of, scan
+from .chain import at_column, carry_into, correlation_of, product, scale_of, scan
 from .launch import INTEGERS
 from .noise import normals
 from .tiles import along, load, place, row_starts, row_sum, store
@@ -93,11 +93,11 @@ def forward(
     given = along(
         scale, scale_outer, scale_inner, row, inner, step, steps, valid, 1.0, SCALE_STEP, AXES, ALIGN, DOUBLE
     )
-    s, log_s = scale_of(given, LOGITS)
+    s, _, kl_of_s = scale_of(given, LOGITS)
     given = along(
         rho, rho_outer, rho_inner, row, inner, step - 1, steps - 1, valid, 0.0, RHO_STEP, AXES, 1, DOUBLE
     )
-    r, c, minus_log_c = correlation_of(given, LOGITS)
+    r, c, minus_log_c, _ = correlation_of(given, LOGITS)
 
     if z is not None:
         sample = first_sample + tl.program_id(1)
@@ -112,15 +112,15 @@ def forward(
         store(z, (sample * rows + row) * steps, step, steps, valid, mean + s * x)
 
     if KL > 0:
-        of_mean, of_scale = 0.5 * mean * mean, 0.5 * (s * s - 1.0) - log_s
+        of_mean = 0.5 * mean * mean
         valid = row < tl.where(first_sample + tl.program_id(1) == 0, rows, 0)  # by one sample alone
         if KL == 1:
-            total = tl.sum(of_mean, 1, keep_dims=True) + row_sum(of_scale, step, chunk, 0, steps, STEPS)
+            total = tl.sum(of_mean, 1, keep_dims=True) + row_sum(kl_of_s, step, chunk, 0, steps, STEPS)
             total += row_sum(minus_log_c, step, chunk, 1, steps, STEPS)
             tl.store(kl + row * chunks + chunk, total, mask=valid)
         else:
             of_rho = tl.where(step == 0, 0.0, minus_log_c)
-            store(kl, row * steps, step, steps, valid, of_mean + of_scale + of_rho)
+            store(kl, row * steps, step, steps, valid, of_mean + kl_of_s + of_rho)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -158,11 +158,12 @@ def totals(
     given = along(
         rho, rho_outer, rho_inner, row, inner, step - 1, steps - 1, valid, 0.0, RHO_STEP, AXES, 1, DOUBLE
     )
-    r, c, _ = correlation_of(given, LOGITS)
+    r, c, _, gap = correlation_of(given, LOGITS)
     sample = first_sample + tl.program_id(1)
     eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
     e = noise(eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE)
     weight, x = scan(r, innovation(c, e, step), False)
     map_of_chunk = (sample * rows + row) * chunks + chunk
-    tl.store(weights + map_of_chunk, at_column(weight, STEPS - 1), mask=valid)
+    total = at_column(weight, STEPS - 1) if DOUBLE else product(r, gap, STEPS)
+    tl.store(weights + map_of_chunk, total, mask=valid)
     tl.store(values + map_of_chunk, at_column(x, STEPS - 1), mask=valid)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chain import correlation_of, scale_of
+from .chain import correlation_of, held, rounded_off, scale_of
 from .launch import INTEGERS
 from .tiles import load, place, row_starts, store
 
@@ -34,11 +34,14 @@ def standardised(
     SCALE_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """(x, s, log s) at the steps; x is 0 outside the row, s is 1."""
+    """(x, s, log s) at the steps; x is 0 outside the row, s is 1. A log s may run away: s is not zero."""
     centred = load(z, z_start, step, steps, valid, 0.0, True, DOUBLE)
     centred -= load(mu, mu_start, step, steps, valid, 0.0, True, DOUBLE)
-    s, log_s = scale_of(load(scale, scale_start, step, steps, valid, 1.0, SCALE_STEP, DOUBLE), LOGITS)
-    return centred / s, s, log_s
+    s, log_s, _ = scale_of(load(scale, scale_start, step, steps, valid, 1.0, SCALE_STEP, DOUBLE), LOGITS)
+    if LOGITS:
+        smallest: tl.constexpr = 2.0**-1022 if DOUBLE else 2.0**-126
+        s = tl.where(s < smallest, smallest, s)
+    return held(centred / s), s, log_s
 
 
 @triton.jit
@@ -52,11 +55,28 @@ def correlation_at(
     RHO_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """(rho, c, -log c) that tie the steps to those before them; (0, 1, 0) where there is nothing to tie."""
+    """(rho, what rounding took off it, c, -log c) that tie the steps to those before them.
+
+    (0, 0, 1, 0) where there is nothing to tie. c is held where the density, which divides by it twice, would
+    be infinite at the chain's own points.
+    """
     given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
-    r, c, minus_log_c = correlation_of(given, LOGITS)
+    r, c, minus_log_c, gap = correlation_of(given, LOGITS)
+    smallest: tl.constexpr = 1e-130 if DOUBLE else 8.5e-18
+    c = tl.where(c < smallest, smallest, c)
     tied = (step > 0) & (step < steps)
-    return tl.where(tied, r, 0.0), tl.where(tied, c, 1.0), tl.where(tied, minus_log_c, 0.0)
+    return (
+        tl.where(tied, r, 0.0),
+        tl.where(tied, rounded_off(r, gap), 0.0),
+        tl.where(tied, c, 1.0),
+        tl.where(tied, minus_log_c, 0.0),
+    )
+
+
+@triton.jit
+def residual(r, low, c, before, x):
+    """eps = (x_k - rho x_{k-1})/c."""
+    return held(((x - r * before) - low * before) / c)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -103,8 +123,8 @@ def log_prob(
     before, _, _ = standardised(
         z, z_start, mu, mu_start, scale, scale_start, step - 1, steps, valid, LOGITS, SCALE_STEP, DOUBLE
     )
-    r, c, minus_log_c = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
-    e = (x - r * before) / c
+    r, low, c, minus_log_c = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
+    e = residual(r, low, c, before, x)
     density = minus_log_c - log_s - 0.5 * e * e - 0.918938533204672741780329736406
     total = tl.sum(tl.where(step < steps, density, 0.0), 1, keep_dims=True)
     tl.store(out + row * chunks + chunk, total, mask=valid)
@@ -165,13 +185,16 @@ def log_prob_backward(
     after, _, _ = standardised(
         z, z_start, mu, mu_start, scale, scale_start, step + 1, steps, valid, LOGITS, SCALE_STEP, DOUBLE
     )
-    r, c, _ = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
-    r_after, c_after, _ = correlation_at(rho, rho_start, step + 1, steps, valid, LOGITS, RHO_STEP, DOUBLE)
-    e = (x - r * before) / c
-    b = r_after * ((after - r_after * x) / c_after) / c_after - e / c
+    r, low, c, _ = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
+    r_after, low_after, c_after, _ = correlation_at(
+        rho, rho_start, step + 1, steps, valid, LOGITS, RHO_STEP, DOUBLE
+    )
+    e = residual(r, low, c, before, x)
+    e_after = residual(r_after, low_after, c_after, x, after)
+    by_x = held(h * (r_after * held(e_after / c_after) - held(e / c)))
 
-    by_z = h * b / s
-    by_scale = h * (-b * x - 1.0) * (1.0 if LOGITS else 1.0 / s)
+    by_z = by_x / s
+    by_scale = (held(-by_x * x) - h) * (1.0 if LOGITS else 1.0 / s)
     start = row * steps
     store(dz, start, step, steps, valid, by_z)
     store(dmu, start, step, steps, valid, -by_z)
@@ -181,7 +204,8 @@ def log_prob_backward(
         total = tl.sum(tl.where(step < steps, by_scale, 0.0), 1, keep_dims=True)
         tl.store(dscale + row * chunks + chunk, total.to(dscale.dtype.element_ty), mask=valid)
     if drho is not None:
-        by_rho = h * (e * (c * before - r * e) + r) * (1.0 if LOGITS else 1.0 / (c * c))
+        by_logit = held(held(h * e) * (c * before - r * e)) + h * r
+        by_rho = by_logit * (1.0 if LOGITS else 1.0 / (c * c))
         if RHO_STEP:
             store(drho, start - row, step - 1, steps - 1, valid, by_rho)
         else:

@@ -91,12 +91,22 @@ inline int lane() {
 inline float __fmaf_rn(float a, float b, float c) {
   return std::fma(a, b, c);
 }
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
 inline double __fma_rn(double a, double b, double c) {
   return std::fma(a, b, c);
 }
 
 // The counterparts of csrc/cuda/platform.cuh.
 namespace rhovae::cuda {
+
+inline float fused_multiply_add(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline double fused_multiply_add(double a, double b, double c) {
+  return std::fma(a, b, c);
+}
 
 #define RHOVAE_HERE                    \
   cuda_emulator::Place {               \

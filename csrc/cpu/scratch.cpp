@@ -1,0 +1,21 @@
+#include "scratch.h"
+
+#include <stdexcept>
+
+namespace rhovae::cpu {
+
+Scratch::Scratch() : memory_(new (std::align_val_t{kAlignment}) char[kBytes]) {}
+
+Scratch& Scratch::of_thread() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+void* Scratch::take(size_t bytes) {
+  const size_t begin = used_, end = begin + (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (end > kBytes) throw std::logic_error("rhovae: a kernel works on more than its scratch memory holds");
+  used_ = end;
+  return memory_.get() + begin;
+}
+
+}  // namespace rhovae::cpu
