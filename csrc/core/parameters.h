@@ -6,8 +6,8 @@
 // From what the caller gives, (s, rho) or (log s, a) with rho = tanh(a), to what the chain needs. Near the
 // prior (s = 1, rho = 0) the terms of the KL are small differences of large numbers, and near |rho| = 1 so is
 // 1 - |rho|: each is worked out from a part that is small itself, never by subtraction.
-// M supplies, over its vector V: exp_of, log_of (below), sqrt, abs, copysign, at_most, at_least (NaN stays
-// NaN), and invalid_unless_positive (NaN where v <= 0).
+// M supplies, over its vector V: exp, exp_of, log_of (below), log1p_of_unit (log(1 + v), v in [0, 1]), sqrt,
+// abs, copysign, at_most, at_least (NaN stays NaN), and invalid_unless_positive (NaN where v <= 0).
 namespace rhovae {
 
 // Of a number x: e^x, e^x - 1 and e^x - 1 - x, each to its own last digit.
@@ -68,17 +68,37 @@ RHOVAE_HD Scale<V> scale_from_value(V s) {
   return {s, log.value, kl_of_scale(less_one, log.shortfall)};
 }
 
-// Through t = exp(-|a|) and u = 1 - t: tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2) = 1 - u^2/(1 +
-// t^2). None of them overflows, at any logit.
+// (log cosh a)/a^2 as a polynomial in a^2, for |a| <= 1: interpolated at the Chebyshev nodes, to half a unit
+// in the last place.
+template <class Real, class V>
+RHOVAE_HD V log_cosh_over_square(V square) {
+  constexpr int count = sizeof(Real) == 4 ? 7 : 16;
+  constexpr double coefficients[2][16] = {
+      {0.5, -0.0833329707, 0.0222163554, -0.00670951186, 0.00207557832, -0.000554665516, 8.6054104e-05},
+      {0.5, -0.08333333333333313, 0.022222222222204716, -0.006746031745439467, 0.002186948843058455,
+       -0.0007386028466072547, 0.00025657975920948954, -9.09856096555369e-05, 3.276489941653655e-05,
+       -1.1918687623522829e-05, 4.331402571628952e-06, -1.5281848212875655e-06, 4.924539882543482e-07,
+       -1.3068157325434964e-07, 2.4268051367700383e-08, -2.2764198082727952e-09}};
+  V sum{};
+  RHOVAE_UNROLL
+  for (int i = count - 1; i >= 0; --i) {
+    sum = sum * square + static_cast<Real>(coefficients[sizeof(Real) == 8][i]);
+  }
+  return sum;
+}
+
+// Through t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), and where it is large log
+// cosh a = |a| + log(1 + t^2) - log 2. None of them overflows, at any logit.
 template <class M, class V>
 RHOVAE_HD Correlation<V> correlation_from_logit(V a) {
   const V size = M::abs(a), held = M::at_most(size, kLargestLogit<typename M::Real>);
-  const Exponential<V> e = M::exp_of(-held);
-  const V t = e.value, u = -e.less_one, t2 = t * t;
+  using Real = typename M::Real;
+  constexpr Real log2 = static_cast<Real>(0.693147180559945309417232121458);
+  const V t = M::exp(-held), t2 = t * t;
   const V inverse = 1.0f / (1.0f + t2);
-  const V c = 2.0f * t * inverse;
-  const V log_c = M::log_of(c, -u * u * inverse).value;
-  return {M::copysign(u * (1.0f + t) * inverse, a), c, (size - held) - log_c, 2.0f * t2 * inverse};
+  const V near = a * a * log_cosh_over_square<Real>(a * a), far = (size - log2) + M::log1p_of_unit(t2);
+  return {M::copysign((1.0f - t2) * inverse, a), 2.0f * t * inverse, size < 1.0f ? near : far,
+          2.0f * t2 * inverse};
 }
 
 // |rho| >= 1 is no correlation: NaN, in that row alone.

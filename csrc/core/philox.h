@@ -46,11 +46,7 @@ struct ScalarWord {
 // w: the counter going in, four random words coming out.
 template <class A, class Key>
 RHOVAE_HD void philox4x32_10(const RoundKeysOf<Key>& keys, typename A::Word (&w)[4]) {
-#if defined(__CUDACC__)
-#pragma unroll
-#else
-#pragma GCC unroll 10
-#endif
+  RHOVAE_UNROLL
   for (int i = 0; i < kPhiloxRounds; ++i) {
     const typename A::Product p0 = A::multiply(kPhiloxMultiplier0, w[0]);
     const typename A::Product p1 = A::multiply(kPhiloxMultiplier1, w[2]);

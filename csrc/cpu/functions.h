@@ -75,6 +75,7 @@ struct Functions {
     const V less_one = abs(x) < 2 ? power * reduced + (power - 1) : value - 1;
     return {value, less_one, n == 0 ? beyond_linear : less_one - x};
   }
+  static RHOVAE_INLINE V exp(V x) { return exp_of(x).value; }
   // v 2^n, for n as a number and as an integer, also where that is subnormal or past the largest number.
   static RHOVAE_INLINE V times_power_of_two(V v, [[maybe_unused]] V n, [[maybe_unused]] I exponent) {
 #if RHOVAE_X86_64_LEVEL == 4
@@ -92,6 +93,15 @@ struct Functions {
     static constexpr int count = kSingle ? 4 : 9;
     static constexpr double coefficient(int i) { return 2.0 / (2 * i + 3); }
   };
+  // log(1 + v) for v in [0, 1], where t = v/(2 + v) is at most 1/3.
+  struct LongArtanhSeries {
+    static constexpr int count = kSingle ? 7 : 16;
+    static constexpr double coefficient(int i) { return 2.0 / (2 * i + 1); }
+  };
+  static RHOVAE_INLINE V log1p_of_unit(V v) {
+    const V t = v / (2 + v);
+    return t * series<LongArtanhSeries>(t * t);
+  }
   // v = 2^exponent (1 + f) with 1 + f in [sqrt 1/2, sqrt 2], for a normal positive v.
   static RHOVAE_INLINE void split(V v, V& f, I& exponent) {
     const I above_sqrt_half = (I)v - (I)constant(0.70710678118654752440);

@@ -146,7 +146,7 @@ def backward(
             source = innovation(c, e, step)
             if by_adjoint:
                 weight, x, weight_before, before = scan_with_previous(r, source)
-                following, _ = rho_of_next(
+                following, _own_gap = rho_of_next(
                     rho, rho_start, step, steps, valid, r, gap, LOGITS, RHO_STEP, DOUBLE
                 )
                 reach, adjoint = scan(following, g * s, True)

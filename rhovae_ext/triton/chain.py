@@ -33,7 +33,7 @@ def log(x):
 @triton.jit
 def exp_of(x):
     """(e^x, e^x - 1, e^x - 1 - x), each to its own last digit: near 0 by the series of the last."""
-    terms: tl.constexpr = 18 if x.dtype == tl.float64 else 11
+    terms: tl.constexpr = 18 if x.dtype == tl.float64 else 9
     value = tl.exp(x)
     series = x * 0.0 + 1.0
     for i in tl.static_range(terms - 2):
@@ -66,7 +66,7 @@ def log_of(v, less_one):
 def held(x):
     """Terms that are added up with either sign: infinite ones would cancel to NaN."""
     bound: tl.constexpr = 2.0**1000 if x.dtype == tl.float64 else 2.0**115
-    return tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))
+    return tl.clamp(x, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -82,23 +82,51 @@ def scale_of(given, LOGITS: tl.constexpr):
 
 
 @triton.jit
+def log_cosh_over_square(square):
+    """(log cosh a)/a^2 as a polynomial in a^2, for |a| <= 1: the one of csrc/core/parameters.h."""
+    if square.dtype == tl.float64:
+        sum = -2.2764198082727952e-09 * square + 2.4268051367700383e-08
+        sum = sum * square - 1.3068157325434964e-07
+        sum = sum * square + 4.924539882543482e-07
+        sum = sum * square - 1.5281848212875655e-06
+        sum = sum * square + 4.331402571628952e-06
+        sum = sum * square - 1.1918687623522829e-05
+        sum = sum * square + 3.276489941653655e-05
+        sum = sum * square - 9.09856096555369e-05
+        sum = sum * square + 0.00025657975920948954
+        sum = sum * square - 0.0007386028466072547
+        sum = sum * square + 0.002186948843058455
+        sum = sum * square - 0.006746031745439467
+        sum = sum * square + 0.022222222222204716
+        sum = sum * square - 0.08333333333333313
+    else:
+        sum = 8.6054104e-05 * square - 0.000554665516
+        sum = sum * square + 0.00207557832
+        sum = sum * square - 0.00670951186
+        sum = sum * square + 0.0222163554
+        sum = sum * square - 0.0833329707
+    return sum * square + 0.5
+
+
+@triton.jit
 def correlation_of(given, LOGITS: tl.constexpr):
     """(rho, c, -log c, 1 - |rho|) from the logit or from rho itself; |rho| >= 1 becomes NaN.
 
-    From t = exp(-|a|) and u = 1 - t: tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2) = 1 -
-    u^2/(1 + t^2). None of them overflows. Far past the last digit of 1 - rho, t is held.
+    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), and where it is large
+    log cosh a = |a| + log(1 + t^2) - log 2. None of them overflows. Far past the
+    last digit of 1 - rho, t is held.
     """
     if LOGITS:
         largest: tl.constexpr = 700.0 if given.dtype == tl.float64 else 80.0
         size = tl.abs(given)
-        within = tl.where(size > largest, largest, size)
-        t, less_one, _ = exp_of(-within)
+        t = tl.exp(-tl.where(size > largest, largest, size))
         square = t * t
         inverse = 1.0 / (1.0 + square)
-        rho = -less_one * (1.0 + t) * inverse
-        c = 2.0 * t * inverse
-        log_c, _ = log_of(c, -less_one * less_one * inverse)
-        return tl.where(given < 0, -rho, rho), c, (size - within) - log_c, 2.0 * square * inverse
+        rho = (1.0 - square) * inverse
+        near = given * given * log_cosh_over_square(given * given)
+        far = (size - 0.693147180559945309417232121458) + log(1.0 + square)
+        minus_log_c = tl.where(size < 1.0, near, far)
+        return tl.where(given < 0, -rho, rho), 2.0 * t * inverse, minus_log_c, 2.0 * square * inverse
     else:
         square = (1.0 - given) * (1.0 + given)
         square = tl.where(square > 0, square, float("nan"))

@@ -164,6 +164,9 @@ def totals(
     e = noise(eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE)
     weight, x = scan(r, innovation(c, e, step), False)
     map_of_chunk = (sample * rows + row) * chunks + chunk
-    total = at_column(weight, STEPS - 1) if DOUBLE else product(r, gap, STEPS)
+    total = at_column(weight, STEPS - 1)
+    if not DOUBLE:
+        # Nothing is added; but where nobody reads the scan's weight, the compiled kernel spills all its registers.
+        total = product(r, gap, STEPS) + 0.0 * total
     tl.store(weights + map_of_chunk, total, mask=valid)
     tl.store(values + map_of_chunk, at_column(x, STEPS - 1), mask=valid)
