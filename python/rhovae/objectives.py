@@ -51,7 +51,8 @@ def free_bits(kl: Tensor, nats: float, mean: Tensor | None = None) -> Tensor:
         ``(batch,)``, whose mean over the batch is the sum above.
     """
     mean = kl.detach().mean(0) if mean is None else mean
-    return torch.where(mean > nats, kl, nats).sum(-1)
+    # a mean that is NaN is above no line, and must not pass for one below
+    return torch.where(mean <= nats, nats, kl).sum(-1)
 
 
 def mmd(z: Tensor, prior: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from rhovae.distributions import AR1Normal
+from rhovae.distributions.correlations import tanh
 from rhovae.registry import Registry
 from rhovae_ext import ar1_kl_with_logits, ar1_log_prob_with_logits, ar1_reparam_kl_with_logits
 
@@ -138,7 +139,7 @@ class Posterior:
     @property
     def rho(self) -> Tensor:
         """Lag-1 correlations ``tanh(rho_logit)``, ``(..., d-1)``: ``rho[..., k]`` ties k and k+1."""
-        return torch.tanh(self._per_step(self.rho_logit))
+        return tanh(self._per_step(self.rho_logit))
 
     def _wide(self, value: Tensor) -> Tensor:
         return value if value.dtype == torch.float64 else value.float()
@@ -175,7 +176,9 @@ class PublishedPosterior(Posterior):
     def training_kl(self, kl: Tensor, batch_size: int) -> Tensor:
         """``1/2 |mu|^2`` and, over the batch size, the rest of the closed form."""
         means = 0.5 * self.mu.to(kl.dtype).square().sum(-1)
-        return means + (self.printed.kl() - means) / batch_size
+        printed = self.printed
+        centred = Posterior(torch.zeros_like(self.mu), printed.log_s, printed.rho_logit, backend=self.backend)
+        return means + centred.kl() / batch_size
 
 
 class PosteriorHead(nn.Module):

@@ -19,7 +19,11 @@ from rhovae.distributions.correlations import (
     bounded,
     cumulative_correlations,
     cumulative_logits,
+    inside,
     log_cosh,
+    tanh,
+    total,
+    wide_dtype,
 )
 from rhovae_ext import ar1_log_prob_with_logits, ar1_reparam_kl_with_logits, arguments
 from rhovae_ext.shapes import align_parameter, arithmetic_dtype, broadcast_leading
@@ -63,6 +67,7 @@ class AR1Normal(Distribution):
         corr: the same, with ``(..., d-1)`` per step: ``corr[..., k]`` ties the steps k and k+1.
         backend: of ``rhovae_ext`` (default: the best available).
         validate_args: check values (``scale > 0``, ``-1 < corr < 1``); it reads them, as any distribution's.
+            Unchecked, NaN and a ``corr`` outside give NaN in their row.
 
     Shape:
         ``batch_shape`` is what the leading axes broadcast to, ``event_shape`` is ``(d,)``.
@@ -99,7 +104,9 @@ class AR1Normal(Distribution):
         loc, scale, corr = _aligned(loc, scale, corr, "scale", "corr")
         self.scale = scale.expand(loc.shape)
         self.corr = corr.expand(_steps(loc))
-        self._assign(loc, scale.log(), corr.atanh(), backend, validate_args)
+        # a logarithm rounded to float32 has lost what sets two nearly equal chains apart
+        wide = wide_dtype(loc)
+        self._assign(loc, scale.to(wide).log(), inside(corr.to(wide)).atanh(), backend, validate_args)
 
     @classmethod
     def from_logits(
@@ -126,9 +133,10 @@ class AR1Normal(Distribution):
         self, loc: Tensor, log_scale: Tensor, corr_logit: Tensor, backend: str | None, validate: bool | None
     ) -> None:
         self.loc = loc
+        self._exact_log_scale, self._exact_corr_logit = log_scale, corr_logit
         # one value for a row stays one value: the kernels need not read d of them
-        self._log_scale = log_scale
-        self._corr_logit = corr_logit
+        dtype = arithmetic_dtype(loc)
+        self._log_scale, self._corr_logit = log_scale.to(dtype), corr_logit.to(dtype)
         self.backend = backend
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate)
 
@@ -136,7 +144,8 @@ class AR1Normal(Distribution):
         """A view with this batch shape."""
         new: Self = self._get_checked_instance(AR1Normal, _instance)  # type: ignore[no-untyped-call]
         shape = torch.Size(batch_shape)
-        for name in ("loc", "_log_scale", "_corr_logit", "scale", "corr", "log_scale", "corr_logit"):
+        exact = ("_exact_log_scale", "_exact_corr_logit")
+        for name in ("loc", "_log_scale", "_corr_logit", *exact, "scale", "corr", "log_scale", "corr_logit"):
             if name in self.__dict__:
                 value = getattr(self, name)
                 setattr(new, name, value.expand(*shape, value.shape[-1]))
@@ -155,7 +164,7 @@ class AR1Normal(Distribution):
     @lazy_property
     def corr(self) -> Tensor:
         """Lag-1 correlations, ``(*batch_shape, d-1)``."""
-        return self._corr_logit.tanh().expand(_steps(self.loc))
+        return tanh(self._corr_logit).expand(_steps(self.loc))
 
     @lazy_property
     def log_scale(self) -> Tensor:
@@ -227,7 +236,7 @@ class AR1Normal(Distribution):
     def entropy(self) -> Tensor:
         """``d/2 (1 + log 2 pi) + sum log s_k + 1/2 sum log(1 - rho_k^2)`` in nats, ``batch_shape``."""
         d = self.loc.shape[-1]
-        logs = self.log_scale.sum(-1) - log_cosh(self.corr_logit).sum(-1)
+        logs = total(self.log_scale) - total(log_cosh(self.corr_logit))
         return 0.5 * d * (1.0 + math.log(2.0 * math.pi)) + logs
 
     # Moments
@@ -339,7 +348,7 @@ class AR1Normal(Distribution):
         last = (prefix[..., -1:] - self.loc[..., p - 1 : p]) / self.scale[..., p - 1 : p]
         a = self.corr_logit[..., p - 1 :]
         g = cumulative_logits(a)
-        mean = self.loc[..., p:] + (self.scale[..., p:] * g.tanh() * last).to(self.loc.dtype)
+        mean = self.loc[..., p:] + (self.scale[..., p:] * tanh(g) * last).to(self.loc.dtype)
         log_scale = self.log_scale[..., p:] - log_cosh(g)
         # sinh(a') = rho' / sqrt(1 - rho'^2) of the new chain
         logits = torch.asinh(bounded(a[..., 1:]).sinh() * torch.exp(-log_cosh(g[..., :-1])))

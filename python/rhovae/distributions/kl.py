@@ -10,11 +10,14 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence, register_kl
+from torch.distributions import Independent, MultivariateNormal, Normal, register_kl
+from torch.nn.functional import pad
 
 from rhovae.distributions.ar1_normal import AR1Normal
-from rhovae.distributions.correlations import bounded, log_cosh, magnitude
+from rhovae.distributions.correlations import innovation, log_cosh, total, wide_dtype
+from rhovae.distributions.terms import divergence, terms
 from rhovae_ext import ar1_kl_with_logits
+from rhovae_ext.shapes import arithmetic_dtype
 
 Chain: TypeAlias = "AR1Normal | Independent[Normal]"
 
@@ -49,22 +52,62 @@ def _(q: AR1Normal, p: Independent[Normal]) -> Tensor:
 
 @register_kl(Independent, AR1Normal)
 def _(q: Independent[Normal], p: AR1Normal) -> Tensor:
-    return _to_chain(_chain(q), p).sum(-1)
+    return total(_to_chain(_chain(q), p))
 
 
 @register_kl(AR1Normal, AR1Normal)
 def _(q: AR1Normal, p: AR1Normal) -> Tensor:
-    return _to_chain(q, p).sum(-1)
+    return total(_to_chain(q, p))
 
 
 @register_kl(AR1Normal, MultivariateNormal)
 def _(q: AR1Normal, p: MultivariateNormal) -> Tensor:
-    return kl_divergence(q.multivariate_normal(), p)
+    _check_event("MultivariateNormal", q, p.loc.shape[-1])
+    q, dtype, wide = _widened(q), _result_dtype(q.loc, p.loc), wide_dtype(q.loc)
+    factor = p.scale_tril.to(wide)
+    ratio = torch.linalg.solve_triangular(factor, q.scale_tril, upper=False)
+    shift = torch.linalg.solve_triangular(factor, (q.loc - p.loc).unsqueeze(-1), upper=False)
+    return _dense(_log_diagonal(q) - factor.diagonal(0, -2, -1).log(), ratio, shift.squeeze(-1)).to(dtype)
 
 
 @register_kl(MultivariateNormal, AR1Normal)
 def _(q: MultivariateNormal, p: AR1Normal) -> Tensor:
-    return kl_divergence(q, p.multivariate_normal())
+    _check_event("MultivariateNormal", p, q.loc.shape[-1])
+    p, dtype, wide = _widened(p), _result_dtype(q.loc, p.loc), wide_dtype(q.loc)
+    factor = q.scale_tril.to(wide)
+    ratio = _whitened(factor.mT, p).mT
+    return _dense(
+        factor.diagonal(0, -2, -1).log() - _log_diagonal(p), ratio, _whitened(q.loc - p.loc, p, 0)
+    ).to(dtype)
+
+
+def _dense(log_diagonal: Tensor, ratio: Tensor, shift: Tensor) -> Tensor:
+    """The KL from ``ratio = L^-1 L_q``, L the factor of p, the logs of its diagonal and ``L^-1 (m_q - m_p)``."""
+    rest = ratio.tril(-1).square().sum((-1, -2)) + shift.square().sum(-1)
+    return divergence(log_diagonal).sum(-1) + 0.5 * rest
+
+
+def _log_diagonal(q: AR1Normal) -> Tensor:
+    """Of the Cholesky factor: log s_1, then log s_k - log cosh a_k."""
+    return q.log_scale - pad(log_cosh(q.corr_logit), (1, 0))
+
+
+def _whitened(values: Tensor, p: AR1Normal, rows: int = 1) -> Tensor:
+    """The innovations that make p's deviations from its mean these values, over as many more axes of rows."""
+    scale, logit = (x.reshape(*x.shape[:-1], *[1] * rows, x.shape[-1]) for x in (p.scale, p.corr_logit))
+    x = values / scale
+    return torch.cat((x[..., :1], innovation(x[..., 1:], x[..., :-1], logit)), -1)
+
+
+def _widened(q: AR1Normal) -> AR1Normal:
+    """The same chain in the type whose sums of squares neither overflow nor cancel at these sizes."""
+    loc = q.loc.to(wide_dtype(q.loc))
+    logs = (x.to(loc.dtype) for x in (q._exact_log_scale, q._exact_corr_logit))
+    return AR1Normal.from_logits(loc, *logs, validate_args=False)
+
+
+def _result_dtype(a: Tensor, b: Tensor) -> torch.dtype:
+    return torch.promote_types(arithmetic_dtype(a), arithmetic_dtype(b))
 
 
 def _to_independent(q: AR1Normal, p: Independent[Normal] | None, *, per_dim: bool) -> Tensor:
@@ -72,47 +115,33 @@ def _to_independent(q: AR1Normal, p: Independent[Normal] | None, *, per_dim: boo
     loc, log_scale, logit = q.loc, q._log_scale, q._corr_logit
     if p is not None:
         base = _normal(p)
+        if per_dim:
+            return _to_chain(q, _chain(p))
         _check_event("Independent(Normal)", q, base.loc.shape[-1])
-        loc = (loc.to(log_scale.dtype) - base.loc) / base.scale
-        log_scale = log_scale - base.scale.log()
+        dtype, wide = _result_dtype(loc, base.loc), wide_dtype(loc)
+        loc = ((loc.to(wide) - base.loc) / base.scale).to(dtype)
+        log_scale = (q._exact_log_scale.to(wide) - base.scale.to(wide).log()).to(dtype)
         # ranks decide what a parameter is: the three need equally many axes
-        logit = logit.expand(*loc.shape[:-1], logit.shape[-1])
+        logit = logit.to(dtype).expand(*loc.shape[:-1], logit.shape[-1])
     return ar1_kl_with_logits(loc, log_scale, logit, per_dim=per_dim, backend=q.backend)
 
 
 def _to_chain(q: AR1Normal, p: AR1Normal) -> Tensor:
-    r"""The terms, with m, s for q's mean and scale in p's units, rho = tanh(a) of q and r = tanh(b) of p:
-
-    ``E_q[(x_k - r x_{k-1})^2] = s_k^2 (1 - rho^2) + (rho s_k - r s_{k-1})^2 + (m_k - r m_{k-1})^2``, over
-    ``1 - r^2 = 1/cosh(b)^2``.
-    """
     _check_event("AR1Normal", q, p.loc.shape[-1])
-    # what one value says for a whole row is computed once for it
-    m = (q.loc - p.loc) * torch.exp(-p._log_scale)
-    m, log_s = torch.broadcast_tensors(m, q._log_scale - p._log_scale)
-    s = log_s.exp()
-    a = q._corr_logit
-    gain = log_cosh(a) - log_cosh(p._corr_logit)  # 1/2 log((1 - r^2) / (1 - rho^2))
-    b = bounded(p._corr_logit)  # these two grow like cosh(b)
-    fresh = torch.exp(2.0 * (log_s[..., 1:] - gain))
-    carried = _innovation(a.tanh() * s[..., 1:], s[..., :-1], b)
-    drift = _innovation(m[..., 1:], m[..., :-1], b)
-    later = 0.5 * (fresh + carried.square() + drift.square() - 1.0) + gain - log_s[..., 1:]
-    first = 0.5 * (s[..., :1].square() + m[..., :1].square() - 1.0) - log_s[..., :1]
-    lead = torch.broadcast_shapes(first.shape[:-1], later.shape[:-1])
-    return torch.cat((first.expand(*lead, -1), later.expand(*lead, -1)), dim=-1)
-
-
-def _innovation(now: Tensor, before: Tensor, logit: Tensor) -> Tensor:
-    """``(now - r before) / sqrt(1 - r^2)`` with r = tanh(logit), keeping 1 - |r| exact."""
-    q = torch.exp(-2.0 * magnitude(logit))
-    aligned = torch.where(logit >= 0, before, -before)
-    return ((now - aligned) + aligned * (2.0 * q / (1.0 + q))) * logit.cosh()
+    return terms(
+        q.loc,
+        q._exact_log_scale,
+        q._exact_corr_logit,
+        p.loc,
+        p._exact_log_scale,
+        p._exact_corr_logit,
+        _result_dtype(q.loc, p.loc),
+    )
 
 
 def _chain(q: Independent[Normal]) -> AR1Normal:
     base = _normal(q)
-    return AR1Normal.from_logits(base.loc, base.scale.log(), 0.0, validate_args=False)
+    return AR1Normal(base.loc, base.scale, 0.0, validate_args=False)
 
 
 def _normal(p: Independent[Normal]) -> Normal:
