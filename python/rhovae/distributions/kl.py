@@ -6,6 +6,7 @@ To a chain of independent steps or another chain they cost O(d), by the chain ru
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import torch
@@ -63,9 +64,9 @@ def _(q: AR1Normal, p: AR1Normal) -> Tensor:
 @register_kl(AR1Normal, MultivariateNormal)
 def _(q: AR1Normal, p: MultivariateNormal) -> Tensor:
     _check_event("MultivariateNormal", q, p.loc.shape[-1])
-    q, dtype, wide = _widened(q), _result_dtype(q.loc, p.loc), wide_dtype(q.loc)
-    factor = p.scale_tril.to(wide)
-    ratio = torch.linalg.solve_triangular(factor, q.scale_tril, upper=False)
+    dtype, q = _result_dtype(q.loc, p.loc), _widened(q)
+    factor = p.scale_tril.to(q.loc.dtype)
+    ratio = torch.linalg.solve_triangular(factor, _squarable(q).scale_tril, upper=False)
     shift = torch.linalg.solve_triangular(factor, (q.loc - p.loc).unsqueeze(-1), upper=False)
     return _dense(_log_diagonal(q) - factor.diagonal(0, -2, -1).log(), ratio, shift.squeeze(-1)).to(dtype)
 
@@ -73,16 +74,14 @@ def _(q: AR1Normal, p: MultivariateNormal) -> Tensor:
 @register_kl(MultivariateNormal, AR1Normal)
 def _(q: MultivariateNormal, p: AR1Normal) -> Tensor:
     _check_event("MultivariateNormal", p, q.loc.shape[-1])
-    p, dtype, wide = _widened(p), _result_dtype(q.loc, p.loc), wide_dtype(q.loc)
-    factor = q.scale_tril.to(wide)
-    ratio = _whitened(factor.mT, p).mT
-    return _dense(
-        factor.diagonal(0, -2, -1).log() - _log_diagonal(p), ratio, _whitened(q.loc - p.loc, p, 0)
-    ).to(dtype)
+    dtype, p = _result_dtype(q.loc, p.loc), _widened(p)
+    factor, units = q.scale_tril.to(p.loc.dtype), _squarable(p)
+    ratio, shift = _whitened(factor.mT, units).mT, _whitened(q.loc - p.loc, units, 0)
+    return _dense(factor.diagonal(0, -2, -1).log() - _log_diagonal(p), ratio, shift).to(dtype)
 
 
 def _dense(log_diagonal: Tensor, ratio: Tensor, shift: Tensor) -> Tensor:
-    """The KL from ``ratio = L^-1 L_q``, L the factor of p, the logs of its diagonal and ``L^-1 (m_q - m_p)``."""
+    """The KL from ``ratio = L^-1 L_q``, L of p, the logs of its diagonal and ``L^-1 (m_q - m_p)``."""
     rest = ratio.tril(-1).square().sum((-1, -2)) + shift.square().sum(-1)
     return divergence(log_diagonal).sum(-1) + 0.5 * rest
 
@@ -100,10 +99,17 @@ def _whitened(values: Tensor, p: AR1Normal, rows: int = 1) -> Tensor:
 
 
 def _widened(q: AR1Normal) -> AR1Normal:
-    """The same chain in the type whose sums of squares neither overflow nor cancel at these sizes."""
+    """The same chain in the type whose sums of squares keep their digits."""
     loc = q.loc.to(wide_dtype(q.loc))
     logs = (x.to(loc.dtype) for x in (q._exact_log_scale, q._exact_corr_logit))
     return AR1Normal.from_logits(loc, *logs, validate_args=False)
+
+
+def _squarable(q: AR1Normal) -> AR1Normal:
+    """The same chain, but for scales whose squares would leave the type."""
+    largest = 0.25 * math.log(torch.finfo(q.loc.dtype).max)
+    log_scale = q._log_scale.clamp(-largest, largest)
+    return AR1Normal.from_logits(q.loc, log_scale, q._corr_logit, validate_args=False)
 
 
 def _result_dtype(a: Tensor, b: Tensor) -> torch.dtype:
