@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rhovae.distributions.correlations import wide_dtype
 from rhovae.posteriors import Posterior
 
 _LOG_2_PI = math.log(2.0 * math.pi)
@@ -78,9 +79,10 @@ def mmd(z: Tensor, prior: Tensor) -> Tensor:
         n = len(a)
         return (kernel(a, a).sum() - n) / (n * (n - 1))
 
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    prior = prior.to(z)
-    return within(z) + within(prior) - 2.0 * kernel(z, prior).mean()
+    # squares of what a runaway scale draws would leave float32, and infinity less infinity is NaN
+    dtype, wide = torch.promote_types(z.dtype, torch.float32), wide_dtype(z)
+    z, prior = z.to(wide), prior.to(z.device, wide)
+    return (within(z) + within(prior) - 2.0 * kernel(z, prior).mean()).to(dtype)
 
 
 class ImportanceEstimate(NamedTuple):

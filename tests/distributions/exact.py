@@ -1,4 +1,4 @@
-"""The KL of chain to chain in 170 decimal digits, straight from conditional normals; slopes by differences."""
+"""The KL of chain to chain in 170 decimal digits, straight from conditional normals; slopes by steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ def _tanh(a: Decimal) -> Decimal:
 def of_logits(mu: Row, log_s: Row, a: Row, m: Row, log_p: Row, b: Row) -> list[Decimal]:
     """KL_k of the chain (mu, exp log_s, tanh a) to (m, exp log_p, tanh b)."""
     return of_chains(
-        mu, [x.exp() for x in log_s], [_tanh(x) for x in a], m, [x.exp() for x in log_p], [_tanh(x) for x in b]
+        mu,
+        [x.exp() for x in log_s],
+        [_tanh(x) for x in a],
+        m,
+        [x.exp() for x in log_p],
+        [_tanh(x) for x in b],
     )
 
 
@@ -48,7 +53,8 @@ def with_gradients(
     function: Callable[..., list[Decimal]], rows: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """The terms of these rows in float64, and the gradient of their sum by each row."""
-    with localcontext(prec=DIGITS):
+    with localcontext() as context:
+        context.prec = DIGITS
         exact = [decimals(row) for row in rows]
         terms = function(*exact)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, biject_to
+from torch.distributions import MultivariateNormal, biject_to, kl_divergence
 
 import rhovae
 from rhovae.distributions import AR1Normal, correlation
@@ -133,6 +135,40 @@ def test_validate_args_names_the_parameter(loc: list[float], scale: float, corr:
     with pytest.raises(ValueError, match=f"parameter {message}"):
         AR1Normal(torch.tensor(loc), scale, corr, validate_args=True)
     AR1Normal(torch.tensor(loc), scale, corr, validate_args=False)
+
+
+@pytest.mark.parametrize("corr", [1, -1, 1.0, 1 - 1e-9, float("nan"), torch.tensor([0.5, -1.0])])
+def test_a_correlation_lies_inside_or_is_nan(corr: Tensor | float) -> None:
+    loc = torch.zeros(3)
+    with pytest.raises(ValueError, match="parameter corr"):
+        AR1Normal(loc, 1.0, corr)
+    q, p = AR1Normal(loc, 1.0, corr, validate_args=False), AR1Normal(loc, 1.0, 0.5)
+    for value in (q.log_prob(loc), q.entropy(), kl_divergence(q, p), kl_divergence(p, q)):
+        assert value.isnan()
+
+
+def test_a_half_that_rounds_to_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="parameter corr"):
+        AR1Normal(torch.zeros(3).half(), 1.0, torch.tensor(0.9999).half())
+
+
+@pytest.mark.parametrize("logit", [5.0, 9.0, 20.0, -9.0])
+def test_the_slope_of_a_correlation_keeps_its_digits(logit: float) -> None:
+    a = torch.tensor(logit, requires_grad=True)
+    (slope,) = torch.autograd.grad(AR1Normal.from_logits(torch.zeros(2), 0.0, a).corr.sum(), a)
+    assert slope.item() == pytest.approx(math.cosh(logit) ** -2, rel=1e-6)
+
+
+def test_entropy_of_small_logits_and_of_long_rows() -> None:
+    d = 1_000_000
+    a = torch.tensor(1e-3, requires_grad=True)
+    q = AR1Normal.from_logits(torch.zeros(d), -0.5 * math.log(2 * math.pi * math.e), a)
+    truth = -(d - 1) * math.log(math.cosh(1e-3)) + d * (
+        float(q.log_scale[0]) + 0.5 * math.log(2 * math.pi * math.e)
+    )
+    assert q.entropy().item() == pytest.approx(truth, rel=1e-6, abs=0.1)
+    (slope,) = torch.autograd.grad(q.entropy(), a)
+    assert slope.item() == pytest.approx(-(d - 1) * math.tanh(1e-3), rel=1e-6)
 
 
 def test_validate_args_of_logits_and_of_values() -> None:

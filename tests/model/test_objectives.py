@@ -241,3 +241,13 @@ def test_mmd_tells_samples_apart() -> None:
     shifted = torch.stack([mmd(a + 0.5, b) for a, b in draws])
     assert shifted.min() > same.max()
     assert mmd(torch.zeros(4, 2, dtype=torch.bfloat16), torch.ones(4, 2)).dtype == torch.float32
+
+
+def test_free_bits_hide_no_nan_and_mmd_makes_none() -> None:
+    kl = torch.tensor([[0.1, float("nan"), 3.0]])
+    assert free_bits(kl, 1.0).isnan().all()
+    far = (1e25 * torch.randn(4, 3)).requires_grad_()
+    value = mmd(far, torch.randn(5, 3))
+    (slope,) = torch.autograd.grad(value, far)
+    assert value.isfinite()
+    assert (slope == 0).all()

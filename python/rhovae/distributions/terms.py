@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
 from rhovae.distributions.correlations import sign, wide_dtype
@@ -31,28 +32,32 @@ def terms(
     Shape: mu and m ``(..., d)``; log_s, log_p ``(..., 1)`` or ``(..., d)``; a, b ``(..., 1)`` or
     ``(..., d-1)`` (``(..., 0)`` where d = 1). Leading axes broadcast.
     """
-    # torch.compile takes no function with a forward mode of its own
-    function = _Terms if torch.compiler.is_compiling() else _TermsWithForwardMode
-    result: Tensor = function.apply(mu, log_s, a, m, log_p, b, dtype)  # type: ignore[no-untyped-call]
+    # a forward mode of one's own gives zeros in silence where two are nested, and torch.compile takes none
+    if forward_ad._current_level >= 0:
+        return _values(mu, log_s, a, m, log_p, b, dtype)
+    result: Tensor = _Terms.apply(mu, log_s, a, m, log_p, b, dtype)  # type: ignore[no-untyped-call]
     return result
+
+
+def _values(
+    mu: Tensor, log_s: Tensor, a: Tensor, m: Tensor, log_p: Tensor, b: Tensor, dtype: torch.dtype
+) -> Tensor:
+    steps, ties = _parts(dtype, *_operands(mu, log_s, a, m, log_p, b))
+    first = divergence(steps.log_w[..., :1]) + 0.5 * steps.u[..., :1].square()
+    later = divergence(ties.x) + 0.5 * (ties.carried.square() + ties.drift.square())
+    return _joined(first, later).to(dtype)
 
 
 class _Terms(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        mu: Tensor, log_s: Tensor, a: Tensor, m: Tensor, log_p: Tensor, b: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        steps, ties = _parts(dtype, *_operands(mu, log_s, a, m, log_p, b))
-        first = divergence(steps.log_w[..., :1]) + 0.5 * steps.u[..., :1].square()
-        later = divergence(ties.x) + 0.5 * (ties.carried.square() + ties.drift.square())
-        return _joined(first, later).to(dtype)
+    def forward(*inputs: Any) -> Tensor:
+        return _values(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:6], output)
-        ctx.save_for_forward(*inputs[:6])
         ctx.dtype = inputs[6]
 
     @staticmethod
@@ -72,23 +77,6 @@ class _Terms(torch.autograd.Function):
             by_mean, by_log_w, later * by.a, -by_mean, -(by_log_w + by_u * steps.u), later * by.b
         )  # fmt: skip
         return *(v.sum_to_size(x.shape).to(x.dtype) for v, x in zip(gradients, inputs, strict=True)), None
-
-
-class _TermsWithForwardMode(_Terms):
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        inputs = ctx.saved_tensors
-        tangents = tuple(
-            torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents[:6], strict=True)
-        )
-        steps, ties = _parts(ctx.dtype, *_operands(*inputs))
-        by = _derivatives(steps, ties, ctx.dtype)
-        shift, log_s, log_p, a, b = _operands(*tangents)
-        log_w, u = log_s - log_p, shift * steps.inverse_p - log_p * steps.u
-        first = by.first_log_w * log_w[..., :1] + by.first_u * u[..., :1]
-        (log_w, log_w_before), (u, u_before) = _pairs(log_w, u)
-        later = by.log_w * log_w + by.log_w_before * log_w_before + by.u * u + by.u_before * u_before
-        return _joined(first, later + by.a * a + by.b * b).to(ctx.dtype)
 
 
 # Steps and the ties between them
