@@ -166,7 +166,7 @@ def totals(
     map_of_chunk = (sample * rows + row) * chunks + chunk
     total = at_column(weight, STEPS - 1)
     if not DOUBLE:
-        # Nothing is added; but where nobody reads the scan's weight, the compiled kernel spills all its registers.
+        # Nothing is added: a kernel that does not read the scan's weight spills its registers.
         total = product(r, gap, STEPS) + 0.0 * total
     tl.store(weights + map_of_chunk, total, mask=valid)
     tl.store(values + map_of_chunk, at_column(x, STEPS - 1), mask=valid)
