@@ -6,7 +6,9 @@ handful of comparisons, because at 128 x 10 the price of a call is the call itse
 
 from __future__ import annotations
 
-from typing import NoReturn
+import math
+import operator
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ def _refuse(
 def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 1 << 128 else "of many digits"
+    return f"{type(value).__name__} {shown if len(shown) <= 80 else shown[:80] + '...'}"
 
 
 def parameters(
@@ -70,6 +73,7 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
     """d, the length of the last axis; refuses what no chain can be."""
     if not isinstance(mu, Tensor):
         _refuse(TypeError, operation, name, "a tensor", _described(mu), "Give it as torch.as_tensor(...).")
+    dense(operation, name, mu)
     if mu.dtype not in _FLOATS:
         _refuse(
             TypeError,
@@ -92,6 +96,13 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
     return shape[-1]
 
 
+def dense(operation: str, name: str, value: Tensor) -> None:
+    """Refuses sparse, nested and other tensors without strides."""
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested tensor" if value.is_nested else f"tensor of layout {value.layout}"
+        _refuse(TypeError, operation, name, "a dense tensor", f"a {kind}", "Convert or pad it.")
+
+
 def correlation(operation: str, s: Tensor, rho: Parameter) -> Tensor:
     """Checks s, one value per step, and rho against it; returns rho as a tensor."""
     steps = chain_length(operation, "s", s)
@@ -110,16 +121,9 @@ def _parameter(
     operation: str, name: str, value: Parameter, mu: Tensor, steps: int, per_step: str, of: str = "mu"
 ) -> Tensor:
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            _refuse(
-                TypeError,
-                operation,
-                name,
-                "a tensor or a number",
-                _described(value),
-                "Give it as torch.as_tensor(...).",
-            )
-        return torch.full((), value, dtype=arithmetic_dtype(mu), device=mu.device)
+        number = _number(operation, name, value, arithmetic_dtype(mu))
+        return torch.full((), number, dtype=arithmetic_dtype(mu), device=mu.device)
+    dense(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
@@ -139,6 +143,30 @@ def _parameter(
         f"shape {tuple(value.shape)}",
         f"{of} has shape {tuple(mu.shape)}; ranks decide: values shared by all rows need a leading 1.",
     )
+
+
+def _number(operation: str, name: str, value: Any, dtype: torch.dtype) -> float:
+    """A number, plain or NumPy's, as `dtype` will hold it. NaN passes; what is no s and no rho does not."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        got, remedy = _described(value), "Give it as torch.as_tensor(...)."
+        _refuse(TypeError, operation, name, "a tensor or a number", got, remedy)
+    limits = torch.finfo(dtype)
+    if name == "s":
+        # The density divides by s; a sample of s = 0 is mu.
+        positive = operation == "ar1_log_prob"
+        if value < (limits.tiny if positive else 0.0) or value > limits.max:
+            expected = f"a finite number {'>' if positive else '>='} 0"
+            _refuse(ValueError, operation, name, expected, _described(value), "It is a standard deviation.")
+    elif name == "rho":
+        if abs(value) >= 1.0 - limits.eps / 4.0:  # next to 1 numbers round to it
+            got = f"{_described(value)} in {dtype}"
+            remedy = "It is a correlation; rho_logit = atanh(rho) comes nearer to 1."
+            _refuse(ValueError, operation, name, "a number of size below 1", got, remedy)
+    elif abs(value) > limits.max and abs(value) != math.inf:
+        return limits.max if value > 0 else limits.min  # of a logit that the type does not hold
+    return value
 
 
 def same_device(operation: str, name: str, value: Tensor, mu: Tensor, of: str = "mu") -> None:
@@ -182,9 +210,7 @@ def sampling(
     eps: Tensor | None,
 ) -> tuple[Tensor | None, int]:
     """Checks what decides the noise; the key as a tensor, row_offset as a signed 64-bit pattern."""
-    if num_samples is not None:
-        _check_num_samples(operation, num_samples)
-    if row_offset != 0:
+    if type(row_offset) is not int or row_offset != 0:
         row_offset = _pattern(operation, "row_offset", row_offset)
     sources = (key is not None) + (eps is not None) + (generator is not None)
     if sources > 1:
@@ -204,25 +230,43 @@ def sampling(
     return (None if key is None else _key(operation, mu, key)), row_offset
 
 
-def _check_num_samples(operation: str, num_samples: int) -> None:
-    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)) or num_samples < 1:
+def samples(operation: str, num_samples: int | None) -> int | None:
+    """Checks the number of samples and returns it as an int."""
+    if num_samples is None:
+        return None
+    count = _integer(num_samples)
+    if count is None or not 1 <= count < _64_BITS // 2:
         _refuse(
             ValueError,
             operation,
             "num_samples",
-            "an int >= 1 or None",
+            "an int >= 1 (and < 2^63) or None",
             _described(num_samples),
             "None draws one sample without an axis for it.",
         )
+    return count
+
+
+def _integer(value: Any) -> int | None:
+    """An int, also one of NumPy's; None for anything else, a tensor included: its value would cost a sync."""
+    if isinstance(value, (bool, Tensor)):
+        return None
+    if isinstance(value, (int, torch.SymInt)):
+        return cast(int, value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _pattern(operation: str, name: str, value: int) -> int:
     """An unsigned 64-bit number as the signed one with the same bits."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or not 0 <= value < _64_BITS:
+    number = _integer(value)
+    if number is None or not 0 <= number < _64_BITS:
         _refuse(
             ValueError, operation, name, "an int in [0, 2^64)", _described(value), "It is a 64-bit counter."
         )
-    return value - _64_BITS if value >= _64_BITS // 2 else value
+    return number - _64_BITS if number >= _64_BITS // 2 else number
 
 
 def _check_eps(
@@ -287,7 +331,8 @@ def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
         if not key.is_cpu:
             same_device(operation, "key", key, mu)
         return key.contiguous()
-    if not isinstance(key, (tuple, list)) or len(key) != 2:
+    shape = (len(key),) if isinstance(key, (tuple, list)) else getattr(key, "shape", None)
+    if shape != (2,):
         _refuse(
             ValueError,
             operation,
@@ -298,7 +343,8 @@ def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
         )
     seed, offset = key
     pair = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
-    return torch.tensor(pair, dtype=torch.int64).view(torch.uint64)
+    # On the CPU, whatever the default device is.
+    return torch.tensor(pair, dtype=torch.int64, device="cpu").view(torch.uint64)
 
 
 def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -> None:

@@ -7,6 +7,7 @@ import json
 import mmap
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib import machinery
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .shapes import arithmetic_dtype, broadcast, broadcast_leading
+from .shapes import arithmetic_dtype
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 _FOLDER = Path(__file__).parent
@@ -47,7 +48,7 @@ def _load() -> str | None:
     built_for = str(build_info()["torch"])
     if _series(built_for) != _series(torch.__version__):
         return _other_torch(built_for)
-    lacking = [name for name in _FAKE if not hasattr(torch.ops.rhovae, name)]
+    lacking = [name for name in (*_FAKE, *_CHECKS) if not hasattr(torch.ops.rhovae, name)]
     if lacking:
         return (
             f"the compiled module is older than these sources (it has no {', '.join(lacking)}). "
@@ -82,14 +83,25 @@ def cpu_capability() -> str:
     return capability
 
 
-# Fake kernels: shapes and types of the results, for torch.compile and friends.
+# Fake kernels: shapes and types of the results, for torch.compile and friends. They refuse what the kernels
+# refuse, by the same checks in C++: from an op's arguments to the leading axes of all its tensors.
+
+Check = Callable[..., list[int]]
+
+
+def check(name: str) -> Check:
+    """The checks of the arguments of `rhovae::{name}`, an op of the chain; errors name it."""
+    checks: Check = getattr(torch.ops.rhovae, f"check_{name.removeprefix('triton_')}").default
+    return partial(checks, f"rhovae::{name}")
 
 
 def _draw_key(like: Tensor, generator: torch.Generator | None = None, *, on_device: bool = False) -> Tensor:
+    torch.ops.rhovae.check_draw_key.default(like, generator)
     return torch.empty(2, dtype=torch.uint64, device=like.device if on_device else "cpu")
 
 
 def _ar1(
+    check: Check,
     mu: Tensor,
     scale: Tensor,
     rho: Tensor,
@@ -101,9 +113,9 @@ def _ar1(
     sample: bool,
     kl: int,
 ) -> tuple[Tensor, Tensor]:
-    lead, d = broadcast_leading(mu, scale, rho), mu.shape[-1]
-    samples = [] if num_samples is None else [num_samples]
-    divergence = {0: [0], 1: lead, 2: [*lead, d]}[kl]
+    lead = check(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl)
+    samples, d = [] if num_samples is None else [num_samples], mu.shape[-1]
+    divergence = ([0], lead, [*lead, d])[kl]
     return (
         mu.new_empty([*samples, *lead, d] if sample else [0]),
         mu.new_empty(divergence, dtype=arithmetic_dtype(mu)),
@@ -111,6 +123,7 @@ def _ar1(
 
 
 def _ar1_backward(
+    check: Check,
     dz: Tensor | None,
     dkl: Tensor | None,
     mu: Tensor,
@@ -124,18 +137,19 @@ def _ar1_backward(
     kl: int,
     needs_deps: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check(dz, dkl, mu, scale, rho, key, eps, num_samples, row_offset, logits, kl, needs_deps)
     deps = eps.new_empty(eps.shape) if needs_deps and eps is not None else mu.new_empty(0)
     return mu.new_empty(mu.shape), scale.new_empty(scale.shape), rho.new_empty(rho.shape), deps
 
 
-def _ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
-    shape = broadcast(z.shape[:-1], broadcast_leading(mu, scale, rho))
-    return mu.new_empty(shape, dtype=arithmetic_dtype(mu))
+def _ar1_log_prob(check: Check, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
+    return mu.new_empty(check(z, mu, scale, rho, logits), dtype=arithmetic_dtype(mu))
 
 
 def _ar1_log_prob_backward(
-    dlogp: Tensor, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
+    check: Check, dlog_prob: Tensor, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check(dlog_prob, z, mu, scale, rho, logits)
     return (
         z.new_empty(z.shape),
         mu.new_empty(mu.shape),
@@ -152,6 +166,7 @@ _CHAIN: dict[str, Callable[..., Any]] = {
 }
 # Every op of the compiled module that traced code may meet.
 _FAKE = {"draw_key": _draw_key, **_CHAIN, **{f"triton_{name}": fake for name, fake in _CHAIN.items()}}
+_CHECKS = tuple(f"check_{name}" for name in ("draw_key", *_CHAIN))
 
 # None where the compiled module is loaded and fits the running torch, else why not and what to run.
 unavailable: str | None = _load()
@@ -162,4 +177,5 @@ devices: frozenset[str] = frozenset()
 if unavailable is None:
     devices = frozenset({"cpu", "cuda"} if build_info()["cuda"] else {"cpu"})
     for _name, _kernel in _FAKE.items():
-        torch.library.register_fake(f"rhovae::{_name}", _kernel)
+        _fake = _kernel if _kernel is _draw_key else partial(_kernel, check(_name))
+        torch.library.register_fake(f"rhovae::{_name}", _fake)

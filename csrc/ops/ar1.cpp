@@ -1,89 +1,128 @@
 #include "ar1.h"
 
+#include <algorithm>
+#include <new>
+#include <string>
+
 namespace rhovae::ops {
 
 static Tensor empty_like_nothing(const at::TensorOptions& options) {
   return at::empty({0}, options);
 }
 
-static void add_eps(Arguments& arguments, Problem& problem, const Ar1& call) {
-  if (call.eps) {
-    arguments.add_samples(problem.eps, *call.eps, "eps");
+static Noise noise_of(const Ar1& call) {
+  Noise noise{0, 0, static_cast<uint64_t>(call.row_offset)};
+  if (call.key && call.key->is_cpu()) {
+    const auto* words = static_cast<const uint64_t*>(call.key->const_data_ptr());
+    noise.seed = words[0];
+    noise.offset = words[call.key->stride(0)];
   }
-  problem.noise = call.noise;
+  return noise;
 }
 
-std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, Kl kl, const Run<Forward>& run) {
-  Arguments arguments("rhovae::ar1", call.mu, call.scale, call.rho);
-  Forward problem{};
-  add_eps(arguments, problem, call);
-  arguments.finish(problem, call.num_samples, call.logits);
+// Memory that the CPU does not have, said of the call; other devices have errors of their own for it.
+template <class F>
+static auto within_memory(const char* op, const Tensor& mu, const F& compute) {
+  std::string reason = "the system gave none";
+  try {
+    return compute();
+  } catch (const std::bad_alloc&) {
+  } catch (const c10::Error& error) {
+    reason = error.what_without_backtrace();
+    if (!mu.is_cpu() || reason.find("can't allocate") == std::string::npos) throw;
+    reason.resize(std::min(reason.find('\n'), reason.size()));
+  }
+  TORCH_CHECK_WITH(OutOfMemoryError, false, op, ": mu of shape ", mu.sizes(),
+                   " must need no more memory than there is, but got: ", reason, " Compute it in parts.");
+}
 
-  const Shape& shape = arguments.shape();
-  Tensor z = sample ? at::empty(shape.with_samples(call.num_samples), call.mu.options())
-                    : empty_like_nothing(call.mu.options());
-  Tensor divergence = kl == Kl::None     ? empty_like_nothing(arguments.arithmetic_options())
-                      : kl == Kl::PerRow ? at::empty(shape.lead, arguments.arithmetic_options())
-                                         : at::empty(shape.with(shape.steps), arguments.arithmetic_options());
-  if (sample) problem.z = output_of(z);
-  problem.kl_kind = kl;
-  if (kl != Kl::None) problem.kl = output_of(divergence);
-  if (shape.rows > 0) run(problem);
-  return {std::move(z), std::move(divergence)};
+std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, int64_t kl, const Run<Forward>& run) {
+  constexpr auto op = "rhovae::ar1";
+  return within_memory(op, call.mu, [&]() -> std::tuple<Tensor, Tensor> {
+    Arguments arguments(
+        check_ar1(op, call.mu, call.scale, call.rho, call.key, call.eps, call.num_samples, sample, kl),
+        call.mu, call.scale, call.rho);
+    Forward problem{};
+    if (sample && call.eps) arguments.add_samples(problem.eps, *call.eps);
+    problem.noise = noise_of(call);
+    problem.kl_kind = static_cast<Kl>(kl);
+    arguments.finish(problem, sample ? call.num_samples : std::nullopt, call.logits);
+
+    const Shape& shape = arguments.shape();
+    const at::TensorOptions options = arguments.arithmetic_options();
+    Tensor z = sample ? at::empty(shape.with_samples(call.num_samples), call.mu.options())
+                      : empty_like_nothing(call.mu.options());
+    Tensor divergence = problem.kl_kind == Kl::None     ? empty_like_nothing(options)
+                        : problem.kl_kind == Kl::PerRow ? at::empty(shape.lead, options)
+                                                        : at::empty(shape.with(shape.steps), options);
+    if (sample) problem.z = output_of(z);
+    if (problem.kl_kind != Kl::None) problem.kl = output_of(divergence);
+    if (shape.rows > 0) run(problem);
+    return {std::move(z), std::move(divergence)};
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const OptionalTensor& dz,
-                                                        const OptionalTensor& dkl, Kl kl, bool needs_deps,
-                                                        const Run<Backward>& run) {
-  Arguments arguments("rhovae::ar1_backward", call.mu, call.scale, call.rho);
-  Backward problem{};
-  TORCH_CHECK_TYPE(!dz || dz->scalar_type() == call.mu.scalar_type(),
-                   "rhovae::ar1_backward: dz must be of mu's type (", call.mu.scalar_type(), "), got ",
-                   dz->scalar_type());
-  add_eps(arguments, problem, call);
-  if (dz) arguments.add_samples(problem.dz, *dz, "dz");
-  if (dkl && kl == Kl::PerStep) arguments.add_per_step(problem.dkl, *dkl, "dkl");
-  if (dkl && kl != Kl::PerStep) arguments.add_per_row(problem.dkl, *dkl, "dkl");
-  arguments.finish(problem, call.num_samples, call.logits);
+                                                        const OptionalTensor& dkl, int64_t kl,
+                                                        bool needs_deps, const Run<Backward>& run) {
+  constexpr auto op = "rhovae::ar1_backward";
+  return within_memory(op, call.mu, [&]() -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+    Arguments arguments(check_ar1_backward(op, dz, dkl, call.mu, call.scale, call.rho, call.key, call.eps,
+                                           call.num_samples, kl, needs_deps),
+                        call.mu, call.scale, call.rho);
+    Backward problem{};
+    if (dz) arguments.add_samples(problem.dz, *dz);
+    if (dz && call.eps) arguments.add_samples(problem.eps, *call.eps);
+    if (dkl && static_cast<Kl>(kl) == Kl::PerStep) arguments.add_per_step(problem.dkl, *dkl);
+    if (dkl && static_cast<Kl>(kl) == Kl::PerRow) arguments.add_per_row(problem.dkl, *dkl);
+    problem.noise = noise_of(call);
+    arguments.finish(problem, dz ? call.num_samples : std::nullopt, call.logits);
 
-  const auto dmu = arguments.gradient_mu(problem.dmu);
-  const auto dscale = arguments.gradient_scale(problem.dscale);
-  const auto drho = arguments.gradient_rho(problem.drho);
-  Tensor deps = needs_deps
-                    ? (dz ? at::empty(call.eps->sizes(), call.eps->options()) : at::zeros_like(*call.eps))
-                    : empty_like_nothing(call.mu.options());
-  if (needs_deps && dz) problem.deps = output_of(deps);
-  if (arguments.shape().rows > 0) run(problem);
-  return {dmu.reduce(), dscale.reduce(), drho.reduce(), std::move(deps)};
+    const auto dmu = arguments.gradient_mu(problem.dmu);
+    const auto dscale = arguments.gradient_scale(problem.dscale);
+    const auto drho = arguments.gradient_rho(problem.drho);
+    Tensor deps = needs_deps
+                      ? (dz ? at::empty(call.eps->sizes(), call.eps->options()) : at::zeros_like(*call.eps))
+                      : empty_like_nothing(call.mu.options());
+    if (needs_deps && dz) problem.deps = output_of(deps);
+    if (arguments.shape().rows > 0) run(problem);
+    return {dmu.reduce(), dscale.reduce(), drho.reduce(), std::move(deps)};
+  });
 }
 
 Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho, bool logits,
                     const Run<LogProb>& run) {
-  Arguments arguments("rhovae::ar1_log_prob", mu, scale, rho, z);
-  LogProb problem{};
-  arguments.add_per_step(problem.z, z, "z");
-  arguments.finish(problem, std::nullopt, logits);
-  Tensor log_prob = at::empty(arguments.shape().lead, arguments.arithmetic_options());
-  problem.log_prob = output_of(log_prob);
-  if (arguments.shape().rows > 0) run(problem);
-  return log_prob;
+  constexpr auto op = "rhovae::ar1_log_prob";
+  return within_memory(op, mu, [&] {
+    Arguments arguments(check_log_prob<int64_t>(op, z, mu, scale, rho), mu, scale, rho);
+    LogProb problem{};
+    arguments.add_per_step(problem.z, z);
+    arguments.finish(problem, std::nullopt, logits);
+    Tensor log_prob = at::empty(arguments.shape().lead, arguments.arithmetic_options());
+    problem.log_prob = output_of(log_prob);
+    if (arguments.shape().rows > 0) run(problem);
+    return log_prob;
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_log_prob_backward(const Tensor& dlog_prob, const Tensor& z,
                                                                  const Tensor& mu, const Tensor& scale,
                                                                  const Tensor& rho, bool logits,
                                                                  const Run<LogProbBackward>& run) {
-  Arguments arguments("rhovae::ar1_log_prob_backward", mu, scale, rho, z);
-  LogProbBackward problem{};
-  arguments.add_per_step(problem.z, z, "z");
-  arguments.add_per_row(problem.dlog_prob, dlog_prob, "dlog_prob");
-  arguments.finish(problem, std::nullopt, logits);
-  const auto dz = arguments.gradient_per_step(problem.dz, z);
-  const auto dmu = arguments.gradient_mu(problem.dmu);
-  const auto dscale = arguments.gradient_scale(problem.dscale);
-  const auto drho = arguments.gradient_rho(problem.drho);
-  if (arguments.shape().rows > 0) run(problem);
-  return {dz.reduce(), dmu.reduce(), dscale.reduce(), drho.reduce()};
+  constexpr auto op = "rhovae::ar1_log_prob_backward";
+  return within_memory(op, mu, [&]() -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+    Arguments arguments(check_log_prob_backward<int64_t>(op, dlog_prob, z, mu, scale, rho), mu, scale, rho);
+    LogProbBackward problem{};
+    arguments.add_per_step(problem.z, z);
+    arguments.add_per_row(problem.dlog_prob, dlog_prob);
+    arguments.finish(problem, std::nullopt, logits);
+    const auto dz = arguments.gradient_per_step(problem.dz, z);
+    const auto dmu = arguments.gradient_mu(problem.dmu);
+    const auto dscale = arguments.gradient_scale(problem.dscale);
+    const auto drho = arguments.gradient_rho(problem.drho);
+    if (arguments.shape().rows > 0) run(problem);
+    return {dz.reduce(), dmu.reduce(), dscale.reduce(), drho.reduce()};
+  });
 }
 
 }  // namespace rhovae::ops

@@ -1,21 +1,16 @@
 #pragma once
 
 // From tensors to the plain descriptions that kernels take, the same for every device: broadcasting, strides,
-// collapsed axes, outputs and the reduction of gradients to their inputs' shapes. The friendly refusals of
-// bad input are the Python functions'; the checks here keep memory safe when an op is called directly. Only
-// sizes and strides are looked at: a view of a tensor costs more than a small problem's arithmetic.
-
-#include <ATen/ATen.h>
-
-#include <optional>
+// collapsed axes, outputs and the reduction of gradients to their inputs' shapes. All that comes here has
+// been checked. Only sizes and strides are looked at: a view of a tensor costs more than a small problem's
+// arithmetic.
 
 #include "../core/problem.h"
+#include "checks.h"
 
 namespace rhovae::ops {
 
 using at::DimVector;
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // The leading axes on which all operands agree, the steps of a row, and the number of rows.
 struct Shape {
@@ -40,17 +35,16 @@ struct Rows {
 // is one value per row, a higher one has its last axis for the steps.
 class Arguments {
  public:
-  // z takes part in the broadcast where it is given (the log-density).
-  Arguments(const char* op, const Tensor& mu, const Tensor& scale, const Tensor& rho,
-            const OptionalTensor& z = {});
+  // `lead`: what the checks found the leading axes to be.
+  Arguments(DimVector lead, const Tensor& mu, const Tensor& scale, const Tensor& rho);
 
   const Shape& shape() const { return shape_; }
   at::ScalarType arithmetic() const { return arithmetic_; }
   at::TensorOptions arithmetic_options() const { return mu_.tensor.options().dtype(arithmetic_); }
 
-  void add_per_row(Operand& operand, const Tensor& tensor, const char* name);   // (lead...)
-  void add_per_step(Operand& operand, const Tensor& tensor, const char* name);  // (lead..., steps)
-  void add_samples(Operand& operand, const Tensor& tensor, const char* name);   // (samples?, lead..., steps)
+  void add_per_row(Operand& operand, const Tensor& tensor);   // (lead...)
+  void add_per_step(Operand& operand, const Tensor& tensor);  // (lead..., steps)
+  void add_samples(Operand& operand, const Tensor& tensor);   // (samples?, lead..., steps)
   // Fills in what every problem has; to be called last, when all operands are known.
   void finish(Problem& problem, std::optional<int64_t> samples, bool logits);
 
@@ -77,11 +71,10 @@ class Arguments {
   };
 
   static Rows per_step(const Tensor& tensor);
-  Rows parameter(const Tensor& given, int64_t per_step, const char* name) const;
-  void add(Operand& operand, Rows rows, const char* name);
+  Rows parameter(const Tensor& given) const;
+  void add(Operand& operand, Rows rows);
   Gradient gradient(Output& output, const Rows& given) const;
 
-  const char* op_;
   Rows mu_, scale_, rho_;
   at::ScalarType arithmetic_;
   Shape shape_;
@@ -90,6 +83,5 @@ class Arguments {
 };
 
 Output output_of(const Tensor& tensor);
-Type type_of(const char* op, const Tensor& tensor, const char* name);
 
 }  // namespace rhovae::ops

@@ -50,38 +50,19 @@ static void log_prob_backward(const LogProbBackward& p) {
   over_rows(p, cpu::kernels().log_prob_backward);
 }
 
-// The key is read here: two 64-bit words, seed and offset.
-static Noise noise_of(const OptionalTensor& key, int64_t row_offset, bool needed) {
-  Noise noise{0, 0, static_cast<uint64_t>(row_offset)};
-  if (!key) {
-    TORCH_CHECK_VALUE(!needed, "rhovae::ar1: neither key nor eps was given");
-    return noise;
-  }
-  TORCH_CHECK_VALUE(
-      key->scalar_type() == at::kUInt64 && key->dim() == 1 && key->size(0) == 2 && key->is_cpu(),
-      "rhovae::ar1: key must be a uint64 tensor (seed, offset) on the CPU, got ", key->scalar_type(),
-      " of shape ", key->sizes(), " on ", key->device());
-  const auto* words = static_cast<const uint64_t*>(key->const_data_ptr());
-  noise.seed = words[0];
-  noise.offset = words[key->stride(0)];
-  return noise;
-}
-
 static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                       const OptionalTensor& key, const OptionalTensor& eps,
                                       std::optional<int64_t> num_samples, int64_t row_offset, bool logits,
                                       bool sample, int64_t kl) {
-  const Noise noise = noise_of(key, row_offset, sample && !eps);
-  return ar1_forward({mu, scale, rho, eps, num_samples, noise, logits}, sample, static_cast<Kl>(kl), forward);
+  return ar1_forward({mu, scale, rho, key, eps, num_samples, row_offset, logits}, sample, kl, forward);
 }
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward_cpu(
     const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale,
     const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
     std::optional<int64_t> num_samples, int64_t row_offset, bool logits, int64_t kl, bool needs_deps) {
-  const Noise noise = noise_of(key, row_offset, dz && !eps);
-  return ar1_backward({mu, scale, rho, eps, num_samples, noise, logits}, dz, dkl, static_cast<Kl>(kl),
-                      needs_deps, backward);
+  return ar1_backward({mu, scale, rho, key, eps, num_samples, row_offset, logits}, dz, dkl, kl, needs_deps,
+                      backward);
 }
 
 static Tensor log_prob_cpu(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
@@ -96,7 +77,8 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward_cpu(const Te
   return ar1_log_prob_backward(dlog_prob, z, mu, scale, rho, logits, log_prob_backward);
 }
 
-static Tensor draw_key(const Tensor&, const std::optional<at::Generator>& generator, bool) {
+static Tensor draw_key(const Tensor& like, const std::optional<at::Generator>& generator, bool) {
+  check_draw_key(like, generator);
   auto* drawn_from =
       at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
   Tensor key = at::empty({2}, at::kUInt64);

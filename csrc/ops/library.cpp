@@ -29,20 +29,26 @@ static std::string cpu_capability() {
   return cpu::kernels().name;
 }
 
-// The ops of one implementation. Those whose names begin with triton_ are implemented in Python; being
-// defined here they share the autograd.
+// The ops of one implementation, by the prefix of their names; or the checks of their arguments. Those whose
+// names begin with triton_ are implemented in Python; being defined here they share the autograd.
 static void define_chain(torch::Library& m, const std::string& prefix) {
-  const auto def = [&](const std::string& schema) {
+  const bool checks = prefix == "check_";
+  const auto def = [&](const std::string& name, const std::string& arguments, const std::string& returns) {
+    const std::string schema = checks ? name + "(str op, " + arguments + ") -> SymInt[]"
+                                      : name + "(" + arguments + ") -> " + returns;
     m.def((prefix + schema).c_str(), {at::Tag::pt2_compliant_tag});
   };
-  def("ar1(Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, "
-      "int row_offset, bool logits, bool sample, int kl) -> (Tensor z, Tensor kl)");
-  def("ar1_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
-      "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps) "
-      "-> (Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)");
-  def("ar1_log_prob(Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) -> Tensor");
-  def("ar1_log_prob_backward(Tensor dlog_prob, Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits) "
-      "-> (Tensor dz, Tensor dmu, Tensor dscale, Tensor drho)");
+  def("ar1",
+      "Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int row_offset, "
+      "bool logits, bool sample, int kl",
+      "(Tensor z, Tensor kl)");
+  def("ar1_backward",
+      "Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
+      "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps",
+      "(Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)");
+  def("ar1_log_prob", "Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits", "Tensor");
+  def("ar1_log_prob_backward", "Tensor dlog_prob, Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits",
+      "(Tensor dz, Tensor dmu, Tensor dscale, Tensor drho)");
 }
 
 TORCH_LIBRARY(rhovae, m) {
@@ -52,6 +58,8 @@ TORCH_LIBRARY(rhovae, m) {
         {at::Tag::nondeterministic_seeded});
   define_chain(m, "");
   define_chain(m, "triton_");
+  define_chain(m, "check_");
+  m.def("check_draw_key(Tensor like, Generator? generator) -> ()", {at::Tag::pt2_compliant_tag});
   m.def("build_info() -> str", build_info);
   m.def("cpu_capability() -> str", cpu_capability);
 }

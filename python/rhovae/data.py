@@ -200,12 +200,12 @@ class BatchSampler(Sampler[Rows]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Rows]:
-        order = torch.arange(self.size)
+        order = torch.arange(self.size, device="cpu")
         if self.seed is not None:
             # SeedSequence keeps neighbouring seeds and epochs unrelated
             mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(mixed[0]) >> 1)
-            order = torch.randperm(self.size, generator=generator)
+            order = torch.randperm(self.size, generator=generator, device="cpu")
         first = self.first_batch if self.epoch == self.first_epoch else 0
         for batch in range(first, len(self)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]

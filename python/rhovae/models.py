@@ -103,7 +103,7 @@ class VAE(nn.Module):
     def generate(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Pixel means of ``count`` draws from the prior, ``(count, *image_shape)``."""
         weight = self.head.linear.weight
-        z = torch.randn(count, self.latent_dim, generator=generator).to(weight)
+        z = torch.randn(count, self.latent_dim, generator=generator, device="cpu").to(weight)
         return torch.sigmoid(self.decode(z))
 
     @torch.no_grad()

@@ -5,13 +5,13 @@ Eagerly they launch at once; torch.compile sees the launches themselves, not an 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
+from .. import native
 from . import backward as _backward
 from . import forward as _forward
 from . import log_prob as _log_prob
@@ -22,10 +22,8 @@ from .rows import Rows
 
 def _key(key: Tensor | None, mu: Tensor, needed: bool) -> Tensor | None:
     """(seed, offset) as signed patterns on mu's device; a key that is there already is not waited for."""
-    if not needed:
+    if not needed or key is None:
         return None
-    if key is None:
-        raise ValueError("rhovae::triton_ar1: neither key nor eps was given")
     return key.contiguous().view(torch.int64).to(mu.device, non_blocking=True)
 
 
@@ -181,7 +179,14 @@ _library = torch.library.Library("rhovae", "IMPL")
 
 
 def _register(name: str, op: Any) -> None:
-    _library.impl(name, partial(op, now), "CompositeExplicitAutograd")
+    check = native.check(name)
+
+    def eager(*args: Any) -> Any:
+        check(*args)
+        return op(now, *args)
+
+    for devices in ("CPU", "CUDA", "XPU"):
+        _library.impl(name, eager, devices)
     if INTERPRETED:
         return  # NumPy computes: nothing to see through
 

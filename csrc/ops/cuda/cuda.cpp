@@ -23,82 +23,50 @@ static void on_device_of(const Tensor& tensor, int64_t workspace_bytes, const F&
   C10_CUDA_CHECK(static_cast<cudaError_t>(launch(workspace_bytes ? workspace.data_ptr() : nullptr, stream)));
 }
 
-// A key on the CPU travels by value; one on the device is read there, without a synchronisation.
-struct Key {
-  Noise noise;
-  Tensor on_device;
-
-  cuda::DeviceKey words() const {
-    return on_device.defined() ? static_cast<cuda::DeviceKey>(on_device.const_data_ptr()) : nullptr;
+// A key on the CPU travels by value; one on the device is read there, without a synchronisation. Called once
+// the key has been checked.
+class DeviceKeyOf {
+ public:
+  explicit DeviceKeyOf(const OptionalTensor& key) {
+    if (key && key->is_cuda()) words_ = key->contiguous();
   }
+  operator cuda::DeviceKey() const {
+    return words_.defined() ? static_cast<cuda::DeviceKey>(words_.const_data_ptr()) : nullptr;
+  }
+
+ private:
+  Tensor words_;
 };
-static Key key_of(const OptionalTensor& key, const Tensor& mu, int64_t row_offset, bool needed) {
-  Key found{{0, 0, static_cast<uint64_t>(row_offset)}, Tensor()};
-  if (!key) {
-    TORCH_CHECK_VALUE(!needed, "rhovae::ar1: neither key nor eps was given");
-    return found;
-  }
-  TORCH_CHECK_VALUE(key->scalar_type() == at::kUInt64 && key->dim() == 1 && key->size(0) == 2 &&
-                        (key->is_cpu() || key->device() == mu.device()),
-                    "rhovae::ar1: key must be a uint64 tensor (seed, offset) on the CPU or on mu's device (",
-                    mu.device(), "), got ", key->scalar_type(), " of shape ", key->sizes(), " on ",
-                    key->device());
-  if (key->is_cpu()) {
-    const auto* words = static_cast<const uint64_t*>(key->const_data_ptr());
-    found.noise.seed = words[0];
-    found.noise.offset = words[key->stride(0)];
-  } else {
-    found.on_device = key->contiguous();
-  }
-  return found;
-}
-
-// What the kernels read besides mu and the parameters is of mu's type or float32; anything else would be
-// misread.
-static void check_type(const OptionalTensor& tensor, const Tensor& mu, const char* name) {
-  if (!tensor) return;
-  TORCH_CHECK_TYPE(tensor->scalar_type() == mu.scalar_type() || tensor->scalar_type() == at::kFloat,
-                   "rhovae: ", name, " must be of mu's type (", mu.scalar_type(), ") or float32, got ",
-                   tensor->scalar_type());
-  TORCH_CHECK_VALUE(tensor->device() == mu.device(), "rhovae: ", name, " must be on mu's device (",
-                    mu.device(), "), got ", tensor->device());
-}
 
 static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                       const OptionalTensor& key, const OptionalTensor& eps,
                                       std::optional<int64_t> num_samples, int64_t row_offset, bool logits,
                                       bool sample, int64_t kl) {
-  check_type(eps, mu, "eps");
-  const Key drawn = key_of(key, mu, row_offset, sample && !eps);
-  return ar1_forward({mu, scale, rho, eps, num_samples, drawn.noise, logits}, sample, static_cast<Kl>(kl),
-                     [&](const Forward& p) {
-                       on_device_of(mu, cuda::forward_workspace(p),
-                                    [&](void* workspace, cudaStream_t stream) {
-                                      return cuda::forward(p, drawn.words(), workspace, stream);
-                                    });
-                     });
+  return ar1_forward(
+      {mu, scale, rho, key, eps, num_samples, row_offset, logits}, sample, kl, [&](const Forward& p) {
+        const DeviceKeyOf words(key);
+        on_device_of(mu, cuda::forward_workspace(p), [&](void* workspace, cudaStream_t stream) {
+          return cuda::forward(p, words, workspace, stream);
+        });
+      });
 }
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward_cuda(
     const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale,
     const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
     std::optional<int64_t> num_samples, int64_t row_offset, bool logits, int64_t kl, bool needs_deps) {
-  check_type(eps, mu, "eps");
-  check_type(dz, mu, "dz");
-  check_type(dkl, mu, "dkl");
-  const Key drawn = key_of(key, mu, row_offset, dz && !eps);
-  return ar1_backward({mu, scale, rho, eps, num_samples, drawn.noise, logits}, dz, dkl, static_cast<Kl>(kl),
-                      needs_deps, [&](const Backward& p) {
+  return ar1_backward({mu, scale, rho, key, eps, num_samples, row_offset, logits}, dz, dkl, kl, needs_deps,
+                      [&](const Backward& p) {
+                        const DeviceKeyOf words(key);
                         on_device_of(mu, cuda::backward_workspace(p),
                                      [&](void* workspace, cudaStream_t stream) {
-                                       return cuda::backward(p, drawn.words(), workspace, stream);
+                                       return cuda::backward(p, words, workspace, stream);
                                      });
                       });
 }
 
 static Tensor log_prob_cuda(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
                             bool logits) {
-  check_type(z, mu, "z");
   return ar1_log_prob(z, mu, scale, rho, logits, [&](const LogProb& p) {
     on_device_of(mu, cuda::log_prob_workspace(p),
                  [&](void* workspace, cudaStream_t stream) { return cuda::log_prob(p, workspace, stream); });
@@ -109,8 +77,6 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward_cuda(const T
                                                                          const Tensor& z, const Tensor& mu,
                                                                          const Tensor& scale,
                                                                          const Tensor& rho, bool logits) {
-  check_type(z, mu, "z");
-  check_type(dlog_prob, mu, "dlog_prob");
   return ar1_log_prob_backward(dlog_prob, z, mu, scale, rho, logits, [&](const LogProbBackward& p) {
     on_device_of(mu, cuda::log_prob_workspace(p), [&](void* workspace, cudaStream_t stream) {
       return cuda::log_prob_backward(p, workspace, stream);
@@ -124,6 +90,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward_cuda(const T
 // graph is captured they are known at every replay only, and traced code has to know the key's device
 // beforehand: there a small kernel writes the key.
 static Tensor draw_key(const Tensor& like, const std::optional<at::Generator>& generator, bool on_device) {
+  check_draw_key(like, generator);
   const c10::cuda::CUDAGuard guard(like.device());
   auto* drawn_from = at::get_generator_or_default<at::CUDAGeneratorImpl>(
       generator, at::cuda::detail::getDefaultCUDAGenerator(like.device().index()));
