@@ -11,6 +11,7 @@ from .functional import (
     ar1_reparam_kl,
     ar1_reparam_kl_with_logits,
 )
+from .keys import fold_in, split
 from .version import __version__
 
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "ar1_reparam_kl",
     "ar1_reparam_kl_with_logits",
     "available_backends",
+    "fold_in",
+    "split",
 ]

@@ -20,6 +20,18 @@ Parameter = Tensor | float
 Key = Tensor | tuple[int, int]
 
 _FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_INTEGERS = frozenset(
+    (
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint8,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+    )
+)
 _64_BITS = 1 << 64
 
 
@@ -345,6 +357,64 @@ def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
     pair = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
     # On the CPU, whatever the default device is.
     return torch.tensor(pair, dtype=torch.int64, device="cpu").view(torch.uint64)
+
+
+def key_to_derive_from(operation: str, key: Key | int) -> Tensor:
+    """The key as a uint64 tensor of shape (..., 2): from a seed, a pair, or such a tensor."""
+    if isinstance(key, Tensor):
+        if key.dtype is not torch.uint64 or key.dim() == 0 or key.shape[-1] != 2:
+            _refuse(
+                ValueError,
+                operation,
+                "key",
+                "a seed, a (seed, offset) pair of ints or a uint64 tensor of shape (..., 2)",
+                _described(key),
+                "Make one with torch.tensor([seed, offset], dtype=torch.uint64).",
+            )
+        return key
+    if isinstance(key, (int, torch.SymInt)) and not isinstance(key, bool):
+        key = (key, 0)
+    if not isinstance(key, (tuple, list)) or len(key) != 2:
+        _refuse(
+            TypeError,
+            operation,
+            "key",
+            "a seed, a (seed, offset) pair of ints or a uint64 tensor of shape (..., 2)",
+            _described(key),
+            "Give for example key=7 or key=(7, 0).",
+        )
+    seed, offset = key
+    pair = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
+    return torch.tensor(pair, dtype=torch.int64, device="cpu").view(torch.uint64)
+
+
+def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:
+    """The data as int64 patterns, on the key's device."""
+    if not isinstance(data, Tensor):
+        return torch.tensor(_pattern(operation, "data", data), dtype=torch.int64, device=key.device)
+    if data.dtype not in _INTEGERS:
+        _refuse(
+            TypeError,
+            operation,
+            "data",
+            "an int or a tensor of integers",
+            _described(data),
+            "Convert it, for example data.long().",
+        )
+    same_device(operation, "data", data, key, of="key")
+    try:
+        broadcast(key.shape[:-1], data.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{operation}: data and the leading axes of key must broadcast together, but got shapes "
+            f"{tuple(data.shape)} and {tuple(key.shape)}. Make each axis equal or 1, for example key[:, None]."
+        ) from None
+    return data.view(torch.int64) if data.dtype is torch.uint64 else data.long()
+
+
+def split_count(operation: str, n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or not 1 <= n < _64_BITS // 2:
+        _refuse(ValueError, operation, "n", "an int >= 1", _described(n), "It counts the keys to make.")
 
 
 def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -> None:

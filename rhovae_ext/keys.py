@@ -1,11 +1,12 @@
-"""The key of a draw nobody gave a key for: two 64-bit numbers from a torch generator."""
+"""Keys of the noise: derived from other keys, or drawn from a torch generator where nobody gave one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import native
+from . import arguments, native, reference
+from .arguments import Key
 
 # For devices without an op of the compiled module. An op here too, so that torch.compile leaves the draw to
 # the generator and gives what eager gives.
@@ -43,3 +44,55 @@ def draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     # What is traced has to know the key's device, whoever replays it.
     drawn = _draw_natively(like, generator, on_device=torch.compiler.is_compiling())
     return drawn
+
+
+def fold_in(key: Key | int, data: int | Tensor) -> Tensor:
+    r"""A new key from a key and a number: a stream of its own for every step, layer, rank or item.
+
+    .. math::
+        (w_0, w_1, w_2, w_3) = \text{Philox}_{\text{seed}}(\text{offset} + \text{data}, 0), \qquad
+        \text{fold\_in} = (w_0 + 2^{32} w_1,\; w_2 + 2^{32} w_3)
+
+    the four words of block `data` of the key's row 0; bit for bit `torch.func._random.fold_in` (on a GPU). Not
+    `(seed, step)`: the offset counts blocks, so that step 1 would draw step 0's noise moved on by four values.
+    Nor is a key to be drawn with that was folded into: its row 0 is what the derived keys are made of.
+
+    Args:
+        key: a seed (its offset 0), a (seed, offset) pair of ints, or a uint64 tensor of shape (..., 2).
+        data: an int in [0, 2^64), or a tensor of integers on the key's device; its values are not inspected,
+            and negative ones count from 2^64 down.
+
+    Returns:
+        A uint64 tensor: the leading axes of `key` and `data.shape` broadcast together, then 2. On the key's
+        device, the CPU if that was no tensor; of shape (2,) it goes where `key=` is asked for.
+
+    Raises:
+        TypeError: a key or data of another type.
+        ValueError: numbers out of range, or shapes that do not broadcast.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+    """
+    key = arguments.key_to_derive_from("fold_in", key)
+    return reference.fold_in(key, arguments.folded_data("fold_in", key, data))
+
+
+def split(key: Key | int, n: int = 2) -> Tensor:
+    r"""n new keys from one: `split(key, n)[i] = fold_in(key, i)`.
+
+    Args:
+        key: as for `fold_in`.
+        n: how many, at least 1.
+
+    Returns:
+        A uint64 tensor of shape (n, *key.shape), on the key's device; bit for bit `torch.func._random.split`.
+
+    Raises:
+        TypeError: a key of another type.
+        ValueError: n < 1, or numbers out of range.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+    """
+    key = arguments.key_to_derive_from("split", key)
+    arguments.split_count("split", n)
+    each = torch.arange(n, device=key.device)
+    return reference.fold_in(key, each.reshape(n, *(1 for _ in key.shape[:-1])))

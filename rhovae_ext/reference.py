@@ -65,6 +65,15 @@ def noise_words(key: Tensor, rows: Tensor, blocks: int) -> Tensor:
     return torch.stack(words, dim=-1)
 
 
+def fold_in(key: Tensor, data: Tensor) -> Tensor:
+    """The keys that the words of block `data` of row 0 make: uint64 keys (..., 2), int64 patterns."""
+    seed, offset = key.view(torch.int64).unbind(-1)
+    position = _halves(offset + data)
+    first_row = torch.zeros_like(position[0])
+    w0, w1, w2, w3 = philox((*position, first_row, first_row), _halves(seed))
+    return torch.stack((w0 | w1 << 32, w2 | w3 << 32), dim=-1).view(torch.uint64)
+
+
 def _box_muller(u1: Tensor, u2: Tensor) -> Tensor:
     """Pairs (r cos 2 pi u2, r sin 2 pi u2) on a new last axis."""
     radius, angle = torch.sqrt(-2.0 * torch.log(u1)), (2.0 * math.pi) * u2
