@@ -14,11 +14,12 @@ INSTALLED := $(VENV)/.installed
 CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST_ARGS ?=
+RNG_ARGS ?=
 # A process a core, each with one thread: many small tests.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env build demo test test-native test-arm test-python sanitize lint format bench profile cuda-check gpu-report clean
+.PHONY: help env build demo test test-native test-arm test-python sanitize lint format bench profile rng-check cuda-check gpu-report clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -80,6 +81,11 @@ profile: env  ## instructions per element of the CPU kernels, counted by valgrin
 	@cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
 	cmake --build $(NATIVE) --target kernels
 	$(PY) -m bench.profile
+
+rng-check: build  ## the noise through dieharder and 2^34 normals, written to docs/rng.md; hours, goes on where stopped
+	@cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
+	cmake --build $(NATIVE) --target words
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m bench.rng $(RNG_ARGS)
 
 # Its own environment and its own copy of the sources: the module in rhovae_ext/ is the other environment's.
 cuda-check: test-native $(CUDA_ENV_READY)  ## compile, link, import and read the CUDA kernels' machine code; no GPU needed

@@ -359,8 +359,8 @@ def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
     return torch.tensor(pair, dtype=torch.int64, device="cpu").view(torch.uint64)
 
 
-def key_to_derive_from(operation: str, key: Key | int) -> Tensor:
-    """The key as a uint64 tensor of shape (..., 2): from a seed, a pair, or such a tensor."""
+def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> Tensor:
+    """The key as a uint64 tensor of shape (..., 2): such a tensor, or from a seed or a pair on `device`."""
     if isinstance(key, Tensor):
         if key.dtype is not torch.uint64 or key.dim() == 0 or key.shape[-1] != 2:
             _refuse(
@@ -385,7 +385,7 @@ def key_to_derive_from(operation: str, key: Key | int) -> Tensor:
         )
     seed, offset = key
     pair = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
-    return torch.tensor(pair, dtype=torch.int64, device="cpu").view(torch.uint64)
+    return torch.tensor(pair, dtype=torch.int64, device=device).view(torch.uint64)
 
 
 def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:
@@ -407,7 +407,7 @@ def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:
     except RuntimeError:
         raise ValueError(
             f"{operation}: data and the leading axes of key must broadcast together, but got shapes "
-            f"{tuple(data.shape)} and {tuple(key.shape)}. Make each axis equal or 1, for example key[:, None]."
+            f"{tuple(data.shape)} and {tuple(key.shape)}. Make them equal or 1, as in key[:, None]."
         ) from None
     return data.view(torch.int64) if data.dtype is torch.uint64 else data.long()
 

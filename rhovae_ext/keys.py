@@ -30,6 +30,7 @@ _library.impl("draw_key", _draw_key, "CompositeExplicitAutograd")
 torch.library.register_fake("rhovae_ext::draw_key", _fake_draw_key, lib=_library)
 
 
+_CPU = torch.device("cpu")  # the default device has no say in where a key lies
 _draw_natively = torch.ops.rhovae.draw_key.default if native.unavailable is None else None
 
 
@@ -53,18 +54,18 @@ def fold_in(key: Key | int, data: int | Tensor) -> Tensor:
         (w_0, w_1, w_2, w_3) = \text{Philox}_{\text{seed}}(\text{offset} + \text{data}, 0), \qquad
         \text{fold\_in} = (w_0 + 2^{32} w_1,\; w_2 + 2^{32} w_3)
 
-    the four words of block `data` of the key's row 0; bit for bit `torch.func._random.fold_in` (on a GPU). Not
-    `(seed, step)`: the offset counts blocks, so that step 1 would draw step 0's noise moved on by four values.
-    Nor is a key to be drawn with that was folded into: its row 0 is what the derived keys are made of.
+    the four words of block `data` of the key's row 0; bit for bit `torch.func._random.fold_in` (on a GPU).
+    Not `(seed, step)`: the offset counts blocks, so step 1 would draw step 0's noise moved on by four values.
+    Nor should one draw with a key and fold into it as well: its row 0 is what the derived keys are made of.
 
     Args:
         key: a seed (its offset 0), a (seed, offset) pair of ints, or a uint64 tensor of shape (..., 2).
-        data: an int in [0, 2^64), or a tensor of integers on the key's device; its values are not inspected,
-            and negative ones count from 2^64 down.
+        data: an int in [0, 2^64), or a tensor of integers on the device of a key that is a tensor; its values
+            are not inspected, and negative ones count from 2^64 down.
 
     Returns:
-        A uint64 tensor: the leading axes of `key` and `data.shape` broadcast together, then 2. On the key's
-        device, the CPU if that was no tensor; of shape (2,) it goes where `key=` is asked for.
+        A uint64 tensor: the leading axes of `key` and `data.shape` broadcast together, then 2. On the device
+        of the tensors given, the CPU without; of shape (2,) it goes where `key=` is asked for.
 
     Raises:
         TypeError: a key or data of another type.
@@ -72,7 +73,8 @@ def fold_in(key: Key | int, data: int | Tensor) -> Tensor:
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
     """
-    key = arguments.key_to_derive_from("fold_in", key)
+    device = data.device if isinstance(data, Tensor) else _CPU
+    key = arguments.key_to_derive_from("fold_in", key, device)
     return reference.fold_in(key, arguments.folded_data("fold_in", key, data))
 
 
@@ -84,7 +86,7 @@ def split(key: Key | int, n: int = 2) -> Tensor:
         n: how many, at least 1.
 
     Returns:
-        A uint64 tensor of shape (n, *key.shape), on the key's device; bit for bit `torch.func._random.split`.
+        A uint64 tensor of shape (n, *key.shape), on the key's device, the CPU if it was no tensor.
 
     Raises:
         TypeError: a key of another type.
@@ -92,7 +94,7 @@ def split(key: Key | int, n: int = 2) -> Tensor:
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
     """
-    key = arguments.key_to_derive_from("split", key)
+    key = arguments.key_to_derive_from("split", key, _CPU)
     arguments.split_count("split", n)
     each = torch.arange(n, device=key.device)
     return reference.fold_in(key, each.reshape(n, *(1 for _ in key.shape[:-1])))

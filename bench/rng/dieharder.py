@@ -1,9 +1,9 @@
-"""The words of the noise, in several orders, through every test of dieharder; and the verdict over all its parts.
+"""The words of the noise, in several orders, through every test of dieharder.
 
-`dieharder -a` is run in five parts, test by test, each part on a region of the stream of its own; what has been
-run lies in build/rng/dieharder/ORDER/, a file per test and part, so a check that was stopped goes on. From each
-part come the p-values of the single samples, and all parts together are judged by one Kolmogorov-Smirnov test:
-scipy's exact one, for dieharder's own leans towards 1 with few samples (and then says WEAK of good generators).
+`dieharder -a` is run in parts, test by test, each part on a region of the stream of its own. What has been
+run lies in build/rng/dieharder/ORDER/, a file per test and part, so a check that was stopped goes on. Of all
+parts the p-values of the single samples are kept, and one Kolmogorov-Smirnov test judges them: scipy's exact
+one, for dieharder's own leans towards 1 with few samples, and then calls good generators weak.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,27 +33,28 @@ ORDERS = {
 CONTROL = "AES_OFB"  # dieharder's own generator 205: what a test says of it, it says of good generators
 SEED = 0
 
-WHOLE = 5  # parts that make up what `dieharder -a` takes
 WEAK, FAILED = 0.005, 1e-6  # dieharder's own limits, on either side
 
 
 @dataclass(frozen=True)
 class Test:
-    """A test as `dieharder -a` runs it: its number, the length of its tuples, its samples."""
+    """A test as `dieharder -a` runs it, and the parts that its samples are run in."""
 
     number: int
     ntuple: int = 0
     samples: int = 100
+    parts: int = 5
 
     @property
     def name(self) -> str:
         return f"{self.number:03}-{self.ntuple:02}"
 
+    @property
     def part_samples(self) -> int:
-        return max(1, self.samples // WHOLE)
+        return max(1, self.samples // self.parts)
 
 
-# In order of their cost, but for the long ones at the end.
+# In order of what they cost. The last take more than half of the time.
 TESTS = [
     *(Test(number) for number in (*range(17), 100, 101, 102)),
     *(Test(201, n, 1000) for n in range(2, 6)),
@@ -63,46 +63,63 @@ TESTS = [
     *(Test(number, samples=1) for number in range(205, 210)),
     *(Test(200, n) for n in range(1, 13)),
     Test(17),
-    *(Test(203, n) for n in range(33)),
+    *(Test(203, n, parts=20) for n in range(33)),
 ]
-LONG = {203}  # more than half of the whole
 
 
 @dataclass
 class Result:
-    """One statistic of one test over all parts so far."""
+    """One statistic of one test: the p-values of its samples, part by part."""
 
     test: str
     ntuple: int
-    samples: list[float] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)  # by dieharder, of every part
+    parts: list[list[float]] = field(default_factory=list)
 
     @property
-    def p(self) -> float:
-        # Of a single sample, that sample: KS of one would fold it.
-        if len(self.samples) == 1:
-            return self.samples[0]
-        return float(stats.kstest(self.samples, "uniform", method="exact").pvalue)
+    def samples(self) -> int:
+        return sum(map(len, self.parts))
 
-    @property
-    def verdict(self) -> str:
-        edge = min(self.p, 1 - self.p)
-        return "FAILED" if edge < FAILED else "WEAK" if edge < WEAK else "PASSED"
+    def p(self, parts: int | None = None) -> float:
+        """The p-value of the first parts together; of all by default."""
+        samples = [value for part in self.parts[:parts] for value in part]
+        if len(samples) == 1:  # says itself what the test of one would fold
+            return samples[0]
+        return float(stats.kstest(samples, "uniform", method="exact").pvalue)
+
+    def verdict(self, parts: int | None = None) -> str:
+        edge = min(self.p(parts), 1 - self.p(parts))
+        return "failed" if edge < FAILED else "weak" if edge < WEAK else "passed"
 
 
-def _file(order: str, test: Test, part: int) -> Path:
-    return FOLDER / order / f"{test.name}-{part:03}.txt"
+def _files(order: str, test: Test) -> list[Path]:
+    return sorted((FOLDER / order).glob(f"{test.name}-*.txt"))
+
+
+def results(order: str, test: Test) -> list[Result]:
+    """What has been run of a test, its parts put together."""
+    found: dict[int, Result] = {}
+    for file in _files(order, test):
+        at = 0
+        for line in file.read_text().splitlines():
+            fields = [text.strip() for text in line.split(",")]
+            if re.fullmatch(r"[a-z]\w+", fields[0]):
+                at += 1
+                found.setdefault(at, Result(fields[0], int(fields[1]))).parts.append([])
+            elif len(fields) == 3 and not fields[0]:
+                found[at].parts[-1].append(float(fields[1]))
+    return list(found.values())
 
 
 def run(order: str, test: Test, part: int) -> None:
     """One part of a test, on its own region of the order's stream; its output is kept."""
-    out = _file(order, test, part)
+    out = FOLDER / order / f"{test.name}-{part:03}.txt"
     if out.exists():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    flags = "test_name ntuple tsamples psamples pvalues assessment 65536".split()  # 65536: every sample's p
-    command = ["dieharder", "-d", str(test.number), "-p", str(test.part_samples()), "-c", ","]
-    command += ["-n", str(test.ntuple)] if test.ntuple or test.number == 203 else []
+    every_sample = "65536"  # dieharder knows this flag by its number alone
+    flags = ["test_name", "ntuple", "tsamples", "psamples", "pvalues", "assessment", every_sample]
+    command = ["dieharder", "-d", str(test.number), "-p", str(test.part_samples), "-c", ","]
+    command += ["-n", str(test.ntuple)] if test.ntuple else []
     command += [argument for flag in flags for argument in ("-D", flag)]
     if order == CONTROL:
         command += ["-g", "205", "-S", str(1 + part)]
@@ -122,49 +139,42 @@ def run(order: str, test: Test, part: int) -> None:
     partial.rename(out)
 
 
-def results(order: str, test: Test) -> list[Result]:
-    """What has been run of a test, its parts put together."""
-    found: list[Result] = []
-    for part, file in enumerate(sorted((FOLDER / order).glob(f"{test.name}-*.txt"))):
-        at = -1
-        for line in file.read_text().splitlines():
-            fields = [text.strip() for text in line.split(",")]
-            if re.fullmatch(r"[a-z]\w+", fields[0]):
-                at += 1
-                if part == 0:
-                    found.append(Result(fields[0], int(fields[1])))
-                found[at].said.append(fields[-1] or fields[-2])
-            elif len(fields) == 3 and not fields[0]:
-                found[at].samples.append(float(fields[1]))
-    return found
+def _again(order: str, test: Test) -> range:
+    """Of a test that did not pass as many parts again as there are, up to eight times what `-a` takes."""
+    count = len(_files(order, test))
+    passed = all(result.verdict() == "passed" for result in results(order, test))
+    return range(count, count if passed else min(2 * count, 8 * test.parts))
 
 
-def parts_run(order: str, test: Test) -> int:
-    return len(list((FOLDER / order).glob(f"{test.name}-*.txt")))
-
-
-def rounds(parts: int, long_parts: int) -> Iterator[tuple[Test, int]]:
-    """First a part of everything, then the next parts of the short tests, then of the long ones."""
-    yield from ((test, 0) for test in TESTS)
-    yield from ((test, part) for part in range(1, parts) for test in TESTS if test.number not in LONG)
-    yield from ((test, part) for part in range(1, long_parts) for test in TESTS if test.number in LONG)
-
-
-def check(orders: list[str], parts: int, long_parts: int, jobs: int) -> None:
-    """Runs what is missing; then the weak again, twice as many samples each time."""
+def check(orders: list[str], jobs: int) -> None:
+    """Runs what is missing: a part of every test, then the others; after either what is weak, again."""
     if not shutil.which("dieharder"):
         raise SystemExit("dieharder is not installed. Run: sudo apt install dieharder")
     if not WORDS.exists():
         raise SystemExit(f"{WORDS} is not built. Run: make rng-check")
+    every = [(order, test) for order in orders for test in TESTS]
+    first = [(order, test, 0) for test in TESTS for order in orders]
+    others = [(order, test, part) for test in TESTS for part in range(1, test.parts) for order in orders]
     with ThreadPoolExecutor(jobs) as pool:
-        todo = [(order, test, part) for test, part in rounds(parts, long_parts) for order in orders]
-        list(pool.map(lambda one: run(*one), todo))
-        for _ in range(3):
-            weak = [
-                (order, test, part)
-                for order in orders
-                for test in TESTS
-                if any(result.verdict == "WEAK" for result in results(order, test))
-                for part in range(parts_run(order, test), 2 * parts_run(order, test))
-            ]
-            list(pool.map(lambda one: run(*one), weak))
+        for todo in (first, others):
+            while todo:
+                list(pool.map(lambda part: run(*part), todo))
+                todo = [(order, test, part) for order, test in every for part in _again(order, test)]
+
+
+def ever_weak(orders: list[str]) -> list[tuple[str, Test, Result]]:
+    """What at some stage did not pass."""
+    return [
+        (order, test, result)
+        for order in orders
+        for test in TESTS
+        for result in results(order, test)
+        if any(result.verdict(parts) != "passed" for parts in range(1, len(result.parts) + 1))
+    ]
+
+
+def control(tests: set[Test], jobs: int) -> None:
+    """The same tests on a generator that nobody doubts."""
+    with ThreadPoolExecutor(jobs) as pool:
+        todo = [(CONTROL, test, part) for test in TESTS if test in tests for part in range(test.parts)]
+        list(pool.map(lambda each: run(*each), todo))

@@ -1,14 +1,15 @@
-"""Statistics of the library's normals, each with the z-value that it would have as a standard normal.
+"""Statistics of the library's normals, each with its z-value.
 
-The noise comes as a user gets it, `ar1_reparam` of mean 0, scale 1 and no correlation, in blocks of shape (keys,
-samples, rows, steps): moments, 2^16 bins of equal probability, Anderson-Darling, tails, and along every axis the
-products of all pairs of places. Sums are kept in float64, counts in int64.
+The noise comes as a user gets it, `ar1_reparam` of mean 0, scale 1 and no correlation, in blocks of shape
+(keys, samples, rows, steps). Of them: moments, 2^16 bins of equal probability, Anderson-Darling, tails, and
+along every axis the products of all pairs of places. Sums are kept in float64, counts in int64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ MOMENTS = 8
 BINS = 1 << 16
 TAILS = (3.0, 4.0, 5.0, 6.0, 6.5)
 REACH = 32  # places along an axis whose pairs are looked at
-# Rows that share a register's lanes, and rows long enough to have it to themselves: (keys, samples, rows, steps).
+# Rows that share a register's lanes, and rows that have it to themselves: (keys, samples, rows, steps).
 SHAPES = ((8, 8, 1024, 32), (8, 8, 64, 512))
 BLOCK = 1 << 21
 SAVE_EVERY = 64
@@ -85,10 +86,11 @@ class Tally:
 
     def save(self, path: Path) -> None:
         partial = path.with_suffix(".part.npz")
-        axes = {f"pairs {axis}": sums for axis, sums in self.pairs.items()}
-        axes |= {f"seen {axis}": np.array(count) for axis, count in self.seen.items()}
-        kept = {name: getattr(self, name) for name in ("count", "powers", "bins", "tails", "largest", "anderson")}
-        np.savez(partial, **kept, **axes)
+        kept: dict[str, Any] = {f"pairs {axis}": sums for axis, sums in self.pairs.items()}
+        kept |= {f"seen {axis}": count for axis, count in self.seen.items()}
+        for name in ("count", "powers", "bins", "tails", "largest", "anderson"):
+            kept[name] = getattr(self, name)
+        np.savez(partial, allow_pickle=False, **kept)
         partial.rename(path)
 
     @classmethod
@@ -142,13 +144,16 @@ class Tally:
     def _add_pairs(self, axis: str, normals: Array, width: int, stride: int) -> None:
         """Sums of the products of all places along an axis, cut into groups of `width` places.
 
-        One call's sums are in the normals' own type: what that rounds has no sign, and is 10^-5 of their spread.
+        One call's sums are in the normals' own type: what that rounds has no sign, and is 10^-5 of their
+        spread.
         """
         if width < 2:
             return
         values = normals.reshape(-1, width, stride)
         squares = values * values - 1
-        sums = np.stack([_products(a, b) for a, b in ((values, values), (squares, squares), (values, squares))])
+        sums = np.stack(
+            [_products(a, b) for a, b in ((values, values), (squares, squares), (values, squares))]
+        )
         self.pairs[axis] = self.pairs.get(axis, 0) + sums.astype(np.float64)
         self.seen[axis] = self.seen.get(axis, 0) + values.size // width
 
@@ -180,16 +185,19 @@ class Tally:
     def _tails(self) -> Iterator[Statistic]:
         for i, limit in enumerate(TAILS):
             expected = self.count * tail(limit, discrete=self.dtype is np.float32)
-            for name, seen in ((f"below -{limit:g}", self.tails[0, i]), (f"above {limit:g}", self.tails[1, i])):
+            for name, seen in (
+                (f"below -{limit:g}", self.tails[0, i]),
+                (f"above {limit:g}", self.tails[1, i]),
+            ):
                 yield Statistic(name, int(seen), expected, _z(stats.poisson(expected), int(seen)))
 
     def _lags(self) -> Iterator[Statistic]:
         for axis, (plain, squared, crossed) in self.pairs.items():
             for name, sums, variance in (
-                ("x x", plain, 1.0),
-                ("(x^2-1)(x^2-1)", squared, 4.0),
-                ("x (x^2-1)", crossed, 2.0),
-                ("(x^2-1) x", crossed.T, 2.0),
+                ("x y", plain, 1.0),
+                ("(x^2-1)(y^2-1)", squared, 4.0),
+                ("x (y^2-1)", crossed, 2.0),
+                ("(x^2-1) y", crossed.T, 2.0),
             ):
                 width = len(sums)
                 z = np.triu(sums, 1) / np.sqrt(self.seen[axis] * variance)
@@ -197,7 +205,9 @@ class Tally:
                     diagonal = np.diagonal(z, lag)
                     at = f"{axis}, lag {lag}: {name}"
                     value = diagonal.sum() / np.sqrt(len(diagonal))
-                    yield Statistic(at, value * np.sqrt(variance / (self.seen[axis] * len(diagonal))), 0.0, value)
+                    yield Statistic(
+                        at, value * np.sqrt(variance / (self.seen[axis] * len(diagonal))), 0.0, value
+                    )
                 count = width * (width - 1) // 2
                 total = float((z**2).sum())
                 yield Statistic(f"{axis}, {count} pairs: {name}", total, count, _z(stats.chi2(count), total))
@@ -205,9 +215,8 @@ class Tally:
 
 def _products(a: Array, b: Array) -> Array:
     """Sums over groups and what follows of a[:, i] b[:, j]."""
-    if a.shape[2] == 1:
-        return a[..., 0].T @ b[..., 0]
-    return np.matmul(a, b.transpose(0, 2, 1)).sum(0)
+    sums: Array = a[..., 0].T @ b[..., 0] if a.shape[2] == 1 else np.matmul(a, b.transpose(0, 2, 1)).sum(0)
+    return sums
 
 
 def _z(distribution: Any, value: float) -> float:
@@ -217,6 +226,7 @@ def _z(distribution: Any, value: float) -> float:
     return float(special.ndtri(below) if below < above else -special.ndtri(above))
 
 
+@cache
 def tail(limit: float, discrete: bool) -> float:
     """P(x > limit): the normal's, or exactly what Box-Muller makes of a u1 of 32 bits.
 
