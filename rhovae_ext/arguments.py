@@ -372,8 +372,8 @@ def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> 
                 "Make one with torch.tensor([seed, offset], dtype=torch.uint64).",
             )
         return key
-    if isinstance(key, (int, torch.SymInt)) and not isinstance(key, bool):
-        key = (key, 0)
+    if (seed_alone := _integer(key)) is not None:
+        key = (seed_alone, 0)
     if not isinstance(key, (tuple, list)) or len(key) != 2:
         _refuse(
             TypeError,
@@ -412,9 +412,11 @@ def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:
     return data.view(torch.int64) if data.dtype is torch.uint64 else data.long()
 
 
-def split_count(operation: str, n: int) -> None:
+def split_count(operation: str, n: int) -> int:
+    n = _plain(n)
     if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or not 1 <= n < _64_BITS // 2:
         _refuse(ValueError, operation, "n", "an int >= 1", _described(n), "It counts the keys to make.")
+    return n
 
 
 def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -> None:

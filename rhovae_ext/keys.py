@@ -95,6 +95,5 @@ def split(key: Key | int, n: int = 2) -> Tensor:
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
     """
     key = arguments.key_to_derive_from("split", key, _CPU)
-    arguments.split_count("split", n)
-    each = torch.arange(n, device=key.device)
+    each = torch.arange(arguments.split_count("split", n), device=key.device)
     return reference.fold_in(key, each.reshape(n, *(1 for _ in key.shape[:-1])))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,19 @@ def test_pairs_follow_the_data(device: str) -> None:
     assert fold_in(7, torch.arange(3, device=device)).device.type == device
 
 
+def test_integers_of_numpy() -> None:
+    expected = fold_in((7, 2**63), 2**63)
+    assert torch.equal(fold_in((np.int32(7), np.uint64(2**63)), np.uint64(2**63)), expected)
+    assert torch.equal(split(np.int64(7), np.int64(3)), split(7, 3))
+
+
+def test_no_keys_and_keys_without_values() -> None:
+    assert fold_in(torch.empty(0, 2, dtype=torch.uint64), 1).shape == (0, 2)
+    assert split(torch.empty(3, 0, 2, dtype=torch.uint64), 4).shape == (4, 3, 0, 2)
+    meta = fold_in(torch.empty(5, 2, dtype=torch.uint64, device="meta"), 1)
+    assert (meta.shape, meta.dtype, meta.device.type) == ((5, 2), torch.uint64, "meta")
+
+
 def test_default_device_has_no_say() -> None:
     expected = fold_in(7, 1)
     with torch.device("meta"):
@@ -163,6 +177,9 @@ def test_transforms() -> None:
     assert torch.equal(compiled(keys, data), expected)
     for step in (1, 2, 3):
         assert torch.equal(compiled(keys, step), fold_in(keys, step))
+        assert torch.equal(
+            torch.compile(split, fullgraph=True, backend="aot_eager")(keys, step), split(keys, step)
+        )
 
 
 PAIR = key_tensor((1, 2))[0]
