@@ -144,7 +144,7 @@ class Tally:
     def _add_pairs(self, axis: str, normals: Array, width: int, stride: int) -> None:
         """Sums of the products of all places along an axis, cut into groups of `width` places.
 
-        One call's sums are in the normals' own type: what that rounds has no sign, and is 10^-5 of their
+        One call's sums are in the normals' own type: what that rounds has no sign, and is 10^-6 of their
         spread.
         """
         if width < 2:
