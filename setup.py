@@ -3,6 +3,7 @@
     pip install --no-build-isolation .        into an environment that has torch
     RHOVAE_CUDA=0|1                           forces the decision that is otherwise taken from torch and nvcc
     TORCH_CUDA_ARCH_LIST="9.0"                the GPU architectures; no GPU has to be visible
+    RHOVAE_SANITIZE=address,undefined         a module that stops at its first fault, for `make sanitize`
 
 What was decided is compiled in: the string macros RHOVAE_TORCH_VERSION, RHOVAE_CUDA_DECISION ("cpu: <why>" or
 "cuda: <why>") and RHOVAE_CUDA_ARCHITECTURES ("" without CUDA), and RHOVAE_WITH_CUDA in a build with CUDA.
@@ -173,6 +174,14 @@ def architectures(nvcc: str) -> str:
     return os.environ.get("TORCH_CUDA_ARCH_LIST") or ("8.0;9.0;10.0;12.0+PTX" if newest else "8.0;9.0+PTX")
 
 
+def sanitizers(kinds: str) -> list[str]:
+    """The compiler's and the linker's flags for RHOVAE_SANITIZE."""
+    if not kinds:
+        return []
+    # Without vptr: it asks for type information that torch's libraries keep to themselves.
+    return [f"-fsanitize={kinds}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
 def listed(patterns: Iterable[str]) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in CSRC.glob(pattern))
 
@@ -194,7 +203,9 @@ def extension() -> dict[str, Any]:
     # to be the one that torch ships and at::set_num_threads talks to, not a second one that the linker adds.
     # -std is left to torch, whose headers set it. -g0: many Pythons hand on a -g that doubles the time.
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
-    flags = {"cxx": ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *openmp]}
+    sanitize = sanitizers(os.environ.get("RHOVAE_SANITIZE", ""))
+    speed = ["-O1", "-g1"] if sanitize else ["-O3", "-g0"]
+    flags = {"cxx": [*speed, "-fno-math-errno", "-fvisibility=hidden", *openmp, *sanitize]}
     macros: list[tuple[str, str | None]] = []
     include = [str(CSRC)]
     arches = ""
@@ -221,6 +232,7 @@ def extension() -> dict[str, Any]:
         include_dirs=include,
         define_macros=macros,
         extra_compile_args=flags,
+        extra_link_args=sanitize,
     )
 
     class Build(cpp_extension.BuildExtension):
