@@ -13,17 +13,25 @@ CUDA_SOURCES := build/cuda
 INSTALLED := $(VENV)/.installed
 CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+SANITIZED := build/sanitize-ext
 PYTEST_ARGS ?=
 RNG_ARGS ?=
+FUZZ_MINUTES ?= 60
+FUZZ_ARGS ?=
+# Sanitizers' runtimes have to be loaded before Python's own libraries; Python itself leaks, and torch answers a
+# request for more memory than there is with an error.
+UNDER_SANITIZERS = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:max_allocation_size_mb=8192 \
+  UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1
 # A process a core, each with one thread: many small tests.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env build demo test test-native test-arm test-python sanitize lint format bench profile rng-check cuda-check gpu-report clean
+.PHONY: help env build demo test test-native test-arm test-python sanitize fuzz fuzz-sanitized lint format bench profile rng-check cuda-check gpu-report clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 16
 
 env: $(ENV_READY)  ## make .venv with the pinned packages (a second run is quick)
 
@@ -50,16 +58,35 @@ test-arm: env  ## the C++ tests for 64-bit Arm, emulated (apt install g++-aarch6
 test-python: build test-native  ## the Python tests; PYTEST_ARGS="-k kl -x" is handed on
 	$(PYTEST) $(PYTEST_ARGS)
 
-sanitize: env  ## the C++ tests and the emulated CUDA kernels under address, undefined and thread sanitizers
+sanitize: env  ## C++ tests, emulated CUDA kernels and random calls of the extension under sanitizers
 	@for kind in address,undefined thread; do \
 	  folder=build/sanitize-$${kind%%,*}; \
 	  echo "sanitizers: $$kind"; \
 	  cmake -S . -B $$folder -G Ninja -DRHOVAE_SANITIZE=$$kind >/dev/null \
 	  && cmake --build $$folder && ctest --test-dir $$folder --output-on-failure || exit 1; \
 	done
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR) \
+	$(UNDER_SANITIZERS) PYTHONPATH=$(CURDIR) \
 	  $(PYTEST) tests/cuda_emulator -o pythonpath="build/sanitize-address" $(PYTEST_ARGS)
+	$(BUILD_SANITIZED)
+	cd $(SANITIZED) && $(UNDER_SANITIZERS) OMP_NUM_THREADS=1 $(CURDIR)/$(PY) -m tests.fuzz --seed 1 --calls 1000
+
+# A copy of the sources: the module in rhovae_ext/ stays as it is. Its core is the one that CMake has built.
+define BUILD_SANITIZED
+mkdir -p $(SANITIZED)
+git ls-files -z --cached --others --exclude-standard | tar --null --no-recursion -T - -c | tar -x -C $(SANITIZED)
+cd $(SANITIZED) && RHOVAE_CUDA=0 RHOVAE_SANITIZE=address,undefined \
+  RHOVAE_CORE=$(CURDIR)/build/sanitize-address/librhovae_core_static.a $(CURDIR)/$(PY) setup.py -q build_ext --inplace
+endef
+
+fuzz: build  ## random calls for FUZZ_MINUTES=60; FUZZ_ARGS="--seed 7 --workers 4" is handed on
+	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --minutes $(FUZZ_MINUTES) $(FUZZ_ARGS)
+
+fuzz-sanitized: env  ## the same under the address and undefined-behaviour sanitizers
+	@cmake -S . -B build/sanitize-address -G Ninja -DRHOVAE_SANITIZE=address,undefined >/dev/null
+	cmake --build build/sanitize-address --target rhovae_core_static
+	$(BUILD_SANITIZED)
+	cd $(SANITIZED) && $(UNDER_SANITIZERS) OMP_NUM_THREADS=1 \
+	  $(CURDIR)/$(PY) -m tests.fuzz --minutes $(FUZZ_MINUTES) $(FUZZ_ARGS)
 
 lint: env  ## ruff, mypy and clang-format, changing nothing
 	ruff check .

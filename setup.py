@@ -4,6 +4,7 @@
     RHOVAE_CUDA=0|1                           forces the decision that is otherwise taken from torch and nvcc
     TORCH_CUDA_ARCH_LIST="9.0"                the GPU architectures; no GPU has to be visible
     RHOVAE_SANITIZE=address,undefined         a module that stops at its first fault, for `make sanitize`
+    RHOVAE_CORE=librhovae_core_static.a       CMake's csrc/core and csrc/cpu, in place of their sources
 
 What was decided is compiled in: the string macros RHOVAE_TORCH_VERSION, RHOVAE_CUDA_DECISION ("cpu: <why>" or
 "cuda: <why>") and RHOVAE_CUDA_ARCHITECTURES ("" without CUDA), and RHOVAE_WITH_CUDA in a build with CUDA.
@@ -179,7 +180,12 @@ def sanitizers(kinds: str) -> list[str]:
     if not kinds:
         return []
     # Without vptr: it asks for type information that torch's libraries keep to themselves.
-    return [f"-fsanitize={kinds}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    return [
+        f"-fsanitize={kinds}",
+        "-fno-sanitize=vptr",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+    ]
 
 
 def listed(patterns: Iterable[str]) -> list[str]:
@@ -222,13 +228,17 @@ def extension() -> dict[str, Any]:
     ):
         macros.append((f"RHOVAE_{name}", f'"{value}"'))
 
+    core = [os.environ["RHOVAE_CORE"]] if os.environ.get("RHOVAE_CORE") else []
+    sources = listed(["ops/*.cpp"] if core else ["core/*.cpp", "cpu/*.cpp", "ops/*.cpp"])
+
     from torch.utils import cpp_extension
 
     kind: Any = cpp_extension.CUDAExtension if decision.cuda else cpp_extension.CppExtension
     module = kind(
         name="rhovae_ext._C",
-        sources=listed(["core/*.cpp", "cpu/*.cpp", "ops/*.cpp"]) + (cuda_sources if decision.cuda else []),
-        depends=listed(["**/*.h", "**/*.cuh"]),
+        sources=sources + (cuda_sources if decision.cuda else []),
+        depends=listed(["**/*.h", "**/*.cuh"]) + core,
+        extra_objects=core,
         include_dirs=include,
         define_macros=macros,
         extra_compile_args=flags,

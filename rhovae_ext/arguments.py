@@ -413,10 +413,10 @@ def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:
 
 
 def split_count(operation: str, n: int) -> int:
-    n = _plain(n)
-    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or not 1 <= n < _64_BITS // 2:
+    count = _integer(n)
+    if count is None or not 1 <= count < _64_BITS // 2:
         _refuse(ValueError, operation, "n", "an int >= 1", _described(n), "It counts the keys to make.")
-    return n
+    return count
 
 
 def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -> None:

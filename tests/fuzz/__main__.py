@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.worker import Job, call_of
+from tests.fuzz.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds for one call
@@ -42,10 +42,10 @@ class Worker:
 
     def _start(self) -> None:
         done = (self.next - self.job.first) // self.job.stride
-        count = None if self.job.count is None else self.job.count - done
+        calls = None if self.job.calls is None else self.job.calls - done
         progress = self._file("progress")
         progress.write_text("")
-        job = self.job._replace(first=self.next, count=count, progress=str(progress))
+        job = self.job._replace(first=self.next, calls=calls, progress=str(progress))
         self.moved, self.seen = time.monotonic(), ""
         with self._file("out").open("w") as out, self._file("err").open("w") as err:
             self.process = subprocess.Popen(
@@ -96,17 +96,19 @@ class Worker:
     @property
     def done(self) -> bool:
         job = self.job
-        if job.count is not None and self.next >= job.first + job.stride * job.count:
+        if job.calls is not None and self.next >= job.first + job.stride * job.calls:
             return True
         return job.until is not None and time.time() >= job.until
 
 
 def described(seed: int, number: int) -> str:
+    from tests.fuzz.worker import call_of  # torch, which most runs never need here
+
     return call_of(seed, number).describe()
 
 
 def kind_of(finding: dict[str, Any]) -> str:
-    """The fault without its numbers, and what it befell: findings of one kind are counted, the first is shown."""
+    """The fault without its numbers, and whose it is: findings of a kind are counted, the first is shown."""
     head, fault = finding["call"].splitlines()[0], finding["fault"].splitlines()[0]
     extreme = ", extreme" if "extreme" in head else ""
     change = re.search(r"\[(\w+): ", head)

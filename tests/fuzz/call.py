@@ -18,12 +18,14 @@ from tests.fuzz.truth import NoAnswerError, Problem, arithmetic, expected
 if TYPE_CHECKING:
     from tests.fuzz.draw import Draw
 
-# How many times the error of rounding.py an answer may be off: roundings of one sign, and steps that take two.
+# How many times the error of rounding.py an answer may be off: roundings of one sign, steps that take two.
 MARGIN = 8.0
 REFUSALS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 LONGEST_REFUSAL = 600
 # What torch says when there is not so much memory in the world; it knows nothing of whose tensor it is.
-OUT_OF_MEMORY = re.compile("allocate|Storage size calculation overflowed|numel: integer multiplication overflow")
+OUT_OF_MEMORY = re.compile(
+    "allocate|Storage size calculation overflowed|numel: integer multiplication overflow"
+)
 
 
 class Wrong(AssertionError):
@@ -79,12 +81,12 @@ class Call:
 
     def _outputs(self, answer: Any) -> dict[str, Tensor]:
         p, values = self.problem, answer if isinstance(answer, tuple) else (answer,)
+        names: tuple[str, ...] = ({"density": "log_prob"}.get(self.kind, self.kind),)
         if self.backward:
-            names = ("dmu", "dscale", "drho", "deps") if self.kind == "sample" else ("dz", "dmu", "dscale", "drho")
+            names = ("dmu", "dscale", "drho")
+            names = (*names, "deps") if self.kind == "sample" else ("dz", *names)
         elif self.kind == "sample":
-            names = ("z", "kl") if self.is_op else tuple(n for n, on in (("z", p.sample), ("kl", p.kl)) if on)
-        else:
-            names = ({"density": "log_prob"}.get(self.kind, self.kind),)
+            names = tuple(name for name, on in (("z", p.sample), ("kl", p.kl)) if on or self.is_op)
         if len(values) != len(names):
             raise Wrong(f"{len(values)} results, expected {', '.join(names)}")
         return dict(zip(names, values, strict=True))
@@ -176,8 +178,10 @@ class Call:
         given = {"dmu": p.mu, "dscale": p.scale, "drho": p.rho, "deps": p.eps, "dz": p.z}
         for name, value in answer.items():
             wanted = (whole | gradients).get(name)
-            like = given[name] if name in given else None
-            dtype = like.dtype if isinstance(like, Tensor) else p.mu.dtype if name == "z" else arithmetic(p.mu)
+            like = given.get(name)
+            dtype = (
+                like.dtype if isinstance(like, Tensor) else p.mu.dtype if name == "z" else arithmetic(p.mu)
+            )
             if value is None:
                 if wanted is None or bool((wanted.value != 0).any()):
                     raise Wrong(f"{name}: no gradient came")
@@ -218,7 +222,7 @@ def _memory(value: Any) -> Tensor | None:
     if type(value) not in (Tensor, torch.nn.Parameter) or value.is_quantized or value.is_nested:
         return None
     storage = value.detach().untyped_storage()
-    return torch.empty(0, dtype=torch.uint8).set_(storage).clone()  # type: ignore[call-overload,no-any-return]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).clone()
 
 
 def described(value: Any) -> str:
@@ -238,15 +242,16 @@ def described(value: Any) -> str:
 
 def compare(name: str, actual: Tensor, wanted: Rounded, dtype: torch.dtype, extreme: bool) -> None:
     if actual.dtype != dtype or tuple(actual.shape) != wanted.value.shape:
-        raise Wrong(
-            f"{name} is {actual.dtype} {tuple(actual.shape)}, expected {dtype} {wanted.value.shape}"
-        )
+        raise Wrong(f"{name} is {actual.dtype} {tuple(actual.shape)}, expected {dtype} {wanted.value.shape}")
     if actual.is_meta:
         return
     found = actual.detach().double().numpy()
     known = ~np.isnan(wanted.value)
-    if bool((np.isnan(found) & known).any()):
-        raise Wrong(f"{name} has NaN at {_first(np.isnan(found) & known)} where {_at(wanted, np.isnan(found) & known)}")
+    lost = np.isnan(found) & known
+    if bool(lost.any()):
+        raise Wrong(
+            f"{name} has NaN at {_first(lost)} where {float(wanted.value[_first(lost)]):.6g} was expected"
+        )
     if extreme:
         return
     info = torch.finfo(dtype)
@@ -266,10 +271,6 @@ def compare(name: str, actual: Tensor, wanted: Rounded, dtype: torch.dtype, extr
 
 def _first(where: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in np.argwhere(where)[0])
-
-
-def _at(wanted: Rounded, where: Any) -> str:
-    return f"{float(wanted.value[_first(where)]):.6g} was expected"
 
 
 # The two ways of asking
@@ -347,7 +348,13 @@ def _of_op(draw: Draw, p: Problem, kind: str) -> Call:
         return Call(target, arguments, p, kind, backward=backward)
     key = None if p.key is None else _key_tensor(draw, p.key)
     offset = p.row_offset - 2**64 if p.row_offset >> 63 else p.row_offset
-    chain |= {"key": key, "eps": p.eps, "num_samples": p.num_samples, "row_offset": offset, "logits": p.logits}
+    chain |= {
+        "key": key,
+        "eps": p.eps,
+        "num_samples": p.num_samples,
+        "row_offset": offset,
+        "logits": p.logits,
+    }
     if not backward:
         return Call("rhovae::ar1", chain | {"sample": p.sample, "kl": p.kl}, p, kind)
     needs_deps = p.eps is not None and draw.happens(0.7)

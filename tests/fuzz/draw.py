@@ -1,4 +1,4 @@
-"""Ordinary calls, drawn at random: every function and op, shape, layout, type and option that has an answer."""
+"""Ordinary calls, drawn at random: every function, op, shape, layout, type and option that has an answer."""
 
 from __future__ import annotations
 
@@ -77,11 +77,8 @@ class Draw:
             return float(np.clip(float(torch.tensor(values(()), dtype=torch.float32)), -1e30, 1e30))
         own = self._shared(lead)
         rank = mu.dim() - 1
-        if form == "row":
-            shape = own[len(own) - rank :]
-        else:
-            shape = (*own, {"kept": 1, "step": per_step}.get(form, 1))
-        return self.tensor(values(() if form == "zero_dim" else shape), dtype)
+        shape = {"zero_dim": (), "row": own[len(own) - rank :], "kept": (*own, 1), "step": (*own, per_step)}
+        return self.tensor(values(shape[form]), dtype)
 
     def problem(self) -> Problem:
         """mu, scale and rho, with everything that is asked of them left open."""
@@ -147,7 +144,9 @@ class Draw:
         if not problem.sample:
             return
         size = math.prod(lead) * steps
-        samples = self.one_of(None, None, None, 1, int(self.rng.integers(2, 5)), int(self.rng.integers(2, 41)))
+        samples = self.one_of(
+            None, None, None, 1, int(self.rng.integers(2, 5)), int(self.rng.integers(2, 41))
+        )
         problem.num_samples = samples if samples is None or samples * size <= 4000 else min(samples, 2)
         if self.happens(0.4):
             shape = (*([] if problem.num_samples is None else [problem.num_samples]), *lead, steps)

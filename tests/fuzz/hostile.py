@@ -1,4 +1,4 @@
-"""Calls that something is wrong with, or strange: each has to be refused in a sentence, or answered rightly."""
+"""Calls with something wrong, or strange, about them: to be refused in a sentence, or answered rightly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def hostile(seed: int, number: int) -> Call:
     changes = (sparse, subclass, negated_view) if call.kind == "key" else _CHANGES
     for _ in range(100):
         change = draw.one_of(*changes)
-        candidate = replace(call, arguments=dict(call.arguments), problem=replace(call.problem), must="either")
+        candidate = replace(
+            call, arguments=dict(call.arguments), problem=replace(call.problem), must="either"
+        )
         try:
             said = change(draw, candidate)
         except _Unfit:
@@ -87,7 +89,9 @@ def _only(condition: bool) -> None:
 
 def another_type(draw: Draw, call: Call) -> str:
     name, given = _pick(draw, call)
-    dtype = draw.one_of(torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float32)
+    dtype = draw.one_of(
+        torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float32
+    )
     dtype = dtype if draw.happens(0.6) else draw.one_of(torch.int64, torch.int8, torch.bool, torch.complex64)
     _only(dtype != given.dtype)
     if not dtype.is_floating_point:
@@ -284,7 +288,11 @@ def deps_without_eps(draw: Draw, call: Call) -> str:
 
 def broken_key(draw: Draw, call: Call) -> str:
     p = call.problem
-    _only(p.key is not None and ("key" in call.arguments or not call.is_op) and "generator" not in call.arguments)
+    _only(
+        p.key is not None
+        and ("key" in call.arguments or not call.is_op)
+        and "generator" not in call.arguments
+    )
     good = torch.tensor([1, 2]).view(torch.uint64)
     keys: tuple[Any, ...] = (
         torch.tensor([1, 2]),
@@ -299,7 +307,20 @@ def broken_key(draw: Draw, call: Call) -> str:
         torch.eye(2).to_sparse(),
     )
     if not call.is_op:
-        keys += (7, (1,), (1, 2, 3), (-1, 0), (2**64, 0), (1.5, 0), ("a", 0), "ab", (True, 0), (None, 1), {}, [[1], 2])
+        keys += (
+            7,
+            (1,),
+            (1, 2, 3),
+            (-1, 0),
+            (2**64, 0),
+            (1.5, 0),
+            ("a", 0),
+            "ab",
+            (True, 0),
+            (None, 1),
+            {},
+            [[1], 2],
+        )
         keys += ((torch.tensor(1.5), 0), (torch.arange(4), 0))
     call.arguments["key"] = draw.one_of(*keys)
     call.generator_seed = None

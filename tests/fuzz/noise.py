@@ -29,10 +29,11 @@ def philox(counter: list[Words], seed: int) -> list[Words]:
 
 def rows_of(count: int, row_offset: int, num_samples: int | None) -> Words:
     """The rows' numbers modulo 2^64, (K, rows) with samples."""
-    rows = np.arange(count, dtype=np.uint64) + np.uint64(row_offset % 2**64)
+    rows: Words = np.arange(count, dtype=np.uint64) + np.uint64(row_offset % 2**64)
     if num_samples is None:
         return rows
-    return rows * np.uint64(num_samples) + np.arange(num_samples, dtype=np.uint64)[:, None]
+    numbered: Words = rows * np.uint64(num_samples) + np.arange(num_samples, dtype=np.uint64)[:, None]
+    return numbered
 
 
 def normals(seed: int, offset: int, rows: Words, steps: int, double: bool) -> tuple[Array, Array]:

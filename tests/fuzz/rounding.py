@@ -1,7 +1,7 @@
 """Numbers in extended precision, each with the error that a careful implementation makes on the way to it.
 
-The error is carried along with the value, so that no tolerance is guessed: a sum of numbers that cancel, a chain
-near |rho| = 1 and a quotient by a small c allow what they must, and everything else next to nothing.
+The error is carried along with the value, so that no tolerance is guessed: numbers that cancel, a chain near
+|rho| = 1 and a quotient by a small c allow what they must, and everything else next to nothing.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class Rounded:
         return Rounded(-self.value, self.error, self.unit)
 
     def __mul__(self, other: Rounded) -> Rounded:
-        return self._result(
-            self.value * other.value, self.value * other.error, other.value * self.error
-        )
+        return self._result(self.value * other.value, self.value * other.error, other.value * self.error)
 
     def __truediv__(self, other: Rounded) -> Rounded:
         quotient = self.value / other.value
@@ -86,7 +84,7 @@ class Rounded:
 
 
 def recur(multiplier: Rounded, source: Rounded, backwards: bool = False) -> Rounded:
-    """y_k = multiplier_k y_{k-1} + source_k along the last axis; the roundings of all steps travel with it."""
+    """y_k = multiplier_k y_{k-1} + source_k along the last axis; the roundings of all steps go along."""
     shape = np.broadcast_shapes(multiplier.value.shape, source.value.shape)
 
     def by_step(values: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Random calls, ordinary and hostile, against float64; a fixed few here, and as many as one likes in `make fuzz`."""
+"""Random calls, ordinary and hostile: a fixed few here, and as many as one likes in `make fuzz`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fuzz.noise import Words, philox
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 13
-CALLS = 300
+CALLS = 400
 
 
 def random_calls(first: int, **environment: str) -> None:
@@ -34,12 +34,12 @@ def compiled() -> None:
         pytest.skip(f"native: {native.unavailable}")
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(2))
 def test_random_calls(block: int) -> None:
     random_calls(block * CALLS)
 
 
-@pytest.mark.parametrize(("block", "capability"), [(4, "portable"), (5, "avx2")])
+@pytest.mark.parametrize(("block", "capability"), [(2, "portable"), (3, "avx2")])
 def test_other_instruction_sets(block: int, capability: str) -> None:
     """The widest one of this processor is what the test above ran."""
     environment = {"RHOVAE_CPU_CAPABILITY": capability}

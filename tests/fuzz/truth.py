@@ -1,7 +1,7 @@
 """What a call has to answer, from the formulas of sections 2 and 3 of the contract, gradients written out.
 
-Nothing of the library is used, and no automatic differentiation. Beside every number stands the error that the
-arithmetic of the call's type must be granted (rounding.py).
+Nothing of the library is used, and no automatic differentiation. Beside every number stands the error that
+the arithmetic of the call's type must be granted (rounding.py).
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def sampled(p: Problem, backward: bool) -> dict[str, Rounded]:
         if p.kl == KL_PER_ROW:
             kl = kl.sum((kl.value.ndim - 1,)).apply(lambda values: values[..., 0])
         answer["kl"] = kl
-    needs_x = p.sample and not backward or p.dz is not None
+    needs_x = (p.sample and not backward) or p.dz is not None
     if needs_x:
         eps = _eps(chain)
         x = recur(rho, c * eps)

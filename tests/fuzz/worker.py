@@ -1,4 +1,4 @@
-"""The process that makes the calls. It may die of them: what it was at stands in a file, for its parent to read."""
+"""The process that makes the calls. It may die of them: a file says what it was at, for its parent."""
 
 from __future__ import annotations
 
@@ -9,27 +9,15 @@ import resource
 import sys
 import time
 import warnings
-from typing import NamedTuple
 
 import torch
 
 from tests.fuzz.call import Call, Wrong
 from tests.fuzz.draw import ordinary
 from tests.fuzz.hostile import hostile
-
+from tests.fuzz.job import Job
 
 MEMORY = 8 << 30  # of addresses: a call that asks for the whole machine's memory is refused before it has it
-
-
-class Job(NamedTuple):
-    """Every `stride`-th call from `first` on, `count` of them or until `minutes` have passed."""
-
-    seed: int
-    first: int
-    stride: int = 1
-    count: int | None = None
-    until: float | None = None  # on time.time()'s clock
-    progress: str | None = None
 
 
 def call_of(seed: int, number: int) -> Call:
@@ -38,7 +26,7 @@ def call_of(seed: int, number: int) -> Call:
 
 
 def prepare() -> None:
-    """Memory that nobody wrote is NaN, there is not much of it, and a warning of the library's is a failure."""
+    """Memory that nobody wrote is NaN, there is little of it, and a warning of the library's is a failure."""
     if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # whose shadow alone is larger
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
@@ -61,7 +49,7 @@ def work(job: Job) -> None:
     """Prints a line of JSON for each call that went wrong, and at the end the number after the last one."""
     prepare()
     progress = os.open(job.progress, os.O_WRONLY) if job.progress else None
-    number, end = job.first, None if job.count is None else job.first + job.stride * job.count
+    number, end = job.first, None if job.calls is None else job.first + job.stride * job.calls
     while (end is None or number < end) and (job.until is None or time.time() < job.until):
         if progress is not None:
             os.pwrite(progress, b"%20d" % number, 0)
