@@ -1,4 +1,4 @@
-"""Everything runs on threads with 128 KiB of stack: a server's own, and OpenMP's where they are made small."""
+"""Everything runs on threads with 128 KiB of stack: a server's own, and OpenMP's where made small."""
 
 from __future__ import annotations
 

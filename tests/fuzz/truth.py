@@ -102,6 +102,7 @@ class Chain:
     c: Rounded  # sqrt(1 - rho^2)
     minus_log_c: Rounded
     kl_of_scale: Rounded  # (s^2 - 1)/2 - log s
+    marks: Array  # (lead..., 1): 0, and NaN in the rows that have NaN somewhere
 
     @property
     def row(self) -> tuple[int, ...]:
@@ -170,7 +171,7 @@ def chain_of(p: Problem) -> Chain:
         c = correlation.rounded(np.sqrt((1 - rho) * (1 + rho)))
         square = np.where(size < 0.5, np.log1p(-rho * rho), np.log1p(-rho) + np.log1p(rho))
         minus_log_c = correlation.rounded(-square / 2)
-    return Chain(p, steps, lead, unit, exact(mu), s, log_s, correlation, c, minus_log_c, kl_of_scale)
+    return Chain(p, steps, lead, unit, exact(mu), s, log_s, correlation, c, minus_log_c, kl_of_scale, marks)
 
 
 def _padded(values: Rounded, front: float, steps: int) -> Rounded:
@@ -193,7 +194,7 @@ def _eps(chain: Chain) -> Rounded:
     if p.eps is not None:
         _require(tuple(p.eps.shape) == (*samples, *chain.row), f"eps of shape {tuple(p.eps.shape)}")
         eps = numbers(p.eps)
-        return Rounded.exact(eps + 0 * eps.sum(-1, keepdims=True), chain.unit)
+        return Rounded.exact(eps + 0 * eps.sum(-1, keepdims=True) + chain.marks, chain.unit)
     _require(p.key is not None, "neither key nor eps")
     assert p.key is not None
     rows = rows_of(math.prod(chain.lead), p.row_offset, p.num_samples)
@@ -237,7 +238,8 @@ def sampled(p: Problem, backward: bool) -> dict[str, Rounded]:
     by_eps = None
     if p.dz is not None:
         samples = () if p.num_samples is None else (p.num_samples,)
-        g = Rounded.exact(_gradient(p.dz, (*samples, *chain.row), False, "dz"), unit)
+        given = _gradient(p.dz, (*samples, *chain.row), False, "dz") + 0 * eps.value + chain.marks
+        g = Rounded.exact(given, unit)
         adjoint = recur(_ahead(rho[..., 1:]), g * chain.s, backwards=True)
         tangent = chain.c * (chain.c * x[..., :-1] - chain.rho * eps[..., 1:])
         by_mu = by_mu + g.sum_to(chain.row)
@@ -254,7 +256,7 @@ def sampled(p: Problem, backward: bool) -> dict[str, Rounded]:
         per_dim = p.kl == KL_PER_DIM
         shape = chain.row if per_dim else chain.lead
         values = _gradient(p.dkl, shape, not per_dim, "dkl")
-        h = Rounded.exact(values if per_dim else values[..., None], unit)
+        h = Rounded.exact((values if per_dim else values[..., None]) + chain.marks, unit)
         one = Rounded.exact(np.asarray(1.0), unit)
         s = chain.s
         by_mu = by_mu + h * chain.mu
