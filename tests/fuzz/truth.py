@@ -200,8 +200,8 @@ def _eps(chain: Chain) -> Rounded:
     rows = rows_of(math.prod(chain.lead), p.row_offset, p.num_samples)
     eps, slack = normals(*p.key, rows, chain.steps, p.mu.dtype == torch.float64)
     shape = (*samples, *chain.row)
-    # The slack is an absolute bound, not a rounding with a margin to come.
-    return Rounded(eps.reshape(shape), slack.reshape(shape).astype(REAL) / 8, chain.unit)
+    # The slack is an absolute bound, not a rounding: here is the margin taken back.
+    return Rounded(eps.reshape(shape), slack.reshape(shape).astype(REAL) / 16, chain.unit)
 
 
 def _gradient(given: Tensor, shape: tuple[int, ...], rows: bool, what: str) -> Array:
