@@ -6,20 +6,26 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from rhovae.data import DATASETS
+from rhovae.files import RunError, read_bytes, shown, write_atomically
 from rhovae.models import MODELS
+from rhovae.networks import Trust, refuse_code
 from rhovae.posteriors import POSTERIORS
 from rhovae.registry import unknown_name
 
 # what NumPy takes
 _LARGEST_SEED = 2**32 - 1
+_LARGEST_COUNT = 2**31 - 1
+_LONGEST_TEXT = 4096
+_LONGEST_FILE = 1 << 16
 PRECISIONS = ("32", "64", "bf16-mixed", "bf16-true", "16-mixed")
 
 
-class ConfigError(Exception):
+class ConfigError(RunError):
     """Settings that cannot be used; the message names the setting and what it may be."""
 
 
@@ -79,11 +85,12 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, got {value}")
-        for name, most in (("seed", _LARGEST_SEED), ("latent_order", _LARGEST_SEED), ("threads", 4096)):
-            value = getattr(self, name)
+                raise ConfigError(f"{name} must be at least {least}, got {shown(value)}")
+            most = {"seed": _LARGEST_SEED, "latent_order": _LARGEST_SEED, "threads": 4096}.get(
+                name, _LARGEST_COUNT
+            )
             if value is not None and value > most:
-                raise ConfigError(f"{name} must be at most {most}, got {value}")
+                raise ConfigError(f"{name} must be at most {most}, got {shown(value)}")
         for name in ("beta", "kl_warmup", "free_bits", "mmd"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):
@@ -98,38 +105,63 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown_name("precision", self.precision, list(PRECISIONS)))
 
+    @property
+    def networks(self) -> frozenset[str]:
+        """The import paths of networks of one's own."""
+        return frozenset(path for path in (self.encoder, self.decoder) if path is not None)
+
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with these settings changed."""
         return dataclasses.replace(self, **changes)
 
 
-def make_config(settings: Mapping[str, Any], origin: str) -> TrainConfig:
+def make_config(settings: Mapping[str, Any], origin: str, trust_code: Trust = False) -> TrainConfig:
     """A config from names and values, converted to the settings' types.
 
     Raises:
         ConfigError: an unknown name or a value of the wrong kind; the message says where it stands.
+        RunError: it names networks of one's own, which ``trust_code`` does not cover.
     """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{origin}: expected settings by name, got {shown(settings)}")
     hints = get_type_hints(TrainConfig)
     values = {}
     for name, value in settings.items():
-        key = str(name).replace("-", "_")
+        key = _setting_name(name)
         if key not in hints:
             raise ConfigError(f"{origin}: {unknown_name('setting', key, list(hints))}")
         values[key] = _convert(key, value, hints[key], origin)
-    return TrainConfig(**values)
+    config = TrainConfig(**values)
+    refuse_code({"encoder": config.encoder, "decoder": config.decoder}, trust_code, origin)
+    return config
+
+
+def _setting_name(name: object) -> str:
+    return name.replace("-", "_") if isinstance(name, str) and len(name) < 64 else shown(name)
 
 
 def _convert(name: str, value: Any, kind: Any, origin: str) -> Any:
     if value is None and kind != _type_of(kind):
         return None
     kind = _type_of(kind)
-    # YAML 1.1 reads 1e-3 as text and `32` as a number
+    # YAML 1.1 reads 1e-3 as text, `32` as a number and 2026-01-01 as a date
     try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
+        if isinstance(value, bool) or not isinstance(value, str | int | float | date):
             raise ValueError
-        return kind(value)
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        converted = kind(value)
+        if kind is str and not _is_text(converted):
+            raise ValueError
+        return converted
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{origin}: {name} must be of type {kind.__name__}, got {value!r}") from None
+        raise ConfigError(f"{origin}: {name} must be of type {kind.__name__}, got {shown(value)}") from None
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be a name or a path."""
+    value.encode()  # a lone surrogate is none
+    return len(value) <= _LONGEST_TEXT and "\0" not in value
 
 
 def _type_of(hint: Any) -> Any:
@@ -142,11 +174,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = read_bytes(path, _LONGEST_FILE).decode()
+    except RunError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    try:
+        content = yaml.safe_load(text)
+    except Exception as error:  # its constructors raise whatever a value makes them raise
+        said = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else type(error).__name__
+        raise ConfigError(f"{path} is not valid YAML: {said}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -157,8 +194,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def write_yaml(config: TrainConfig, path: Path) -> None:
     """Every setting, in order, in the form that ``--config`` reads."""
     import yaml
-
-    from rhovae.runs import write_atomically
 
     write_atomically(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).encode())
 
@@ -193,10 +228,18 @@ def given_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     return {f.name: getattr(arguments, f.name) for f in fields(TrainConfig) if hasattr(arguments, f.name)}
 
 
-def resolve(config_file: Path | None, flags: Mapping[str, Any], **defaults: Any) -> TrainConfig:
+def trusted(flags: Mapping[str, Any], trust_code: bool) -> Trust:
+    """What may be imported: anything with ``trust_code``, else the networks that the flags name."""
+    return trust_code or frozenset(flags[name] for name in ("encoder", "decoder") if flags.get(name))
+
+
+def resolve(
+    config_file: Path | None, flags: Mapping[str, Any], trust_code: bool = False, **defaults: Any
+) -> TrainConfig:
     """Defaults, then the file, then the flags."""
     from_file = read_yaml(config_file) if config_file else {}
-    base = make_config(from_file, str(config_file))
-    known = {name.replace("-", "_") for name in from_file}
+    from_file = {name: value for name, value in from_file.items() if _setting_name(name) not in flags}
+    base = make_config(from_file, str(config_file), trust_code)
+    known = {_setting_name(name) for name in from_file}
     base = base.replace(**{k: v for k, v in defaults.items() if k not in known})
     return base.replace(**flags) if flags else base

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from rhovae.checkpoints import load_weights
 from rhovae.data import ImageData, ImageSet
+from rhovae.files import RunError, open_regular, write_atomically
 from rhovae.models import VAE
-from rhovae.runs import RunError, write_atomically
 
 _FEATURES = 64
 
@@ -53,7 +53,8 @@ def train_classifier(data: ImageData, path: Path, *, steps: int = 1800, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = Classifier(data.image_shape, classes)
-        if path.is_file():
+        if path.exists():
+            open_regular(path).close()
             try:
                 weights = load_file(path)
             except SafetensorError as error:

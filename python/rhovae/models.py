@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -209,7 +210,9 @@ def make_model(
     Raises:
         ValueError: an unknown name (the message lists the known), or networks that do not fit.
     """
-    networks, objective = MODELS[name](image_shape, latent_dim, hidden)
+    # where both halves are one's own, the model's would take memory for nothing
+    with torch.device("meta") if encoder and decoder else nullcontext():
+        networks, objective = MODELS[name](image_shape, latent_dim, hidden)
     if encoder is not None:
         own, features = own_encoder(encoder, image_shape)
         networks = networks._replace(encoder=own, features=features)

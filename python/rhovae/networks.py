@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from rhovae.files import RunError, shown
+
+Trust: TypeAlias = "bool | frozenset[str]"
+"""Whether a file may name code that is run: any, none, or these import paths, which the user named too."""
 
 
 class Networks(NamedTuple):
@@ -98,6 +103,26 @@ def _quartered(image_shape: Sequence[int]) -> tuple[int, int, int]:
             f"multiples of 4, got {tuple(image_shape)}; pad the images or use the model 'vanilla'"
         )
     return image_shape[0], image_shape[1] // 4, image_shape[2] // 4
+
+
+def refuse_code(named: Mapping[str, str | None], trust_code: Trust, origin: str) -> None:
+    """Refuse the networks of one's own that a file names: files are data, and importing runs code.
+
+    Args:
+        named: import paths by argument.
+
+    Raises:
+        RunError: one of them is not trusted; the message says what would have been imported.
+    """
+    if trust_code is True:
+        return
+    for argument, path in named.items():
+        if path is not None and not (isinstance(trust_code, frozenset) and path in trust_code):
+            raise RunError(
+                f"{origin} names {shown(path)} as its {argument}: the module {shown(path.partition(':')[0])} "
+                "would have been imported, and its code run. If you trust it, say --trust-code (in Python, "
+                "trust_code=True)"
+            )
 
 
 def import_network(path: str, argument: str) -> type[nn.Module]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rhovae.data import ImageSet
+from rhovae.files import write_atomically
 from rhovae.models import VAE
 
 matplotlib.use("Agg")
@@ -98,9 +102,27 @@ def write_sample_rows(models: list[VAE], path: Path, *, count: int = 12, seed: i
     return _write_grid(torch.cat(rows), count, path)
 
 
+def rehearse() -> None:
+    """Draw a picture and throw it away: what is missing for it is found out before it is needed."""
+    figure, (axes,) = _axes(1, (1.0, 1.0))
+    axes.set(title="rehearsal")
+    _drawn(figure)
+
+
 def _axes(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=size, layout="constrained")
     return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+
+
+def sheet_bytes(model: VAE, count: int) -> int:
+    """About the memory that a grid of this many samples takes."""
+    pixels = math.prod(model.image_shape)
+    wide = max(p.numel() // p.shape[0] if p.dim() else 1 for p in model.parameters())
+    return count * (4 * (3 * pixels + model.latent_dim + wide) + 24 * pixels * _zoom(model.image_shape) ** 2)
+
+
+def _zoom(image_shape: Sequence[int]) -> int:
+    return max(1, 48 // max(image_shape[-2:]))
 
 
 def _write_grid(images: Tensor, columns: int, path: Path) -> Path:
@@ -108,18 +130,28 @@ def _write_grid(images: Tensor, columns: int, path: Path) -> Path:
     height, width = grey.shape[1:]
     rows = -(-len(grey) // columns)
     # a line between the images, and small images enlarged without smoothing
-    zoom = max(1, 48 // max(height, width))
+    zoom = _zoom((height, width))
     sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 0.5, dtype=np.float32)
     for i, image in enumerate(grey):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         sheet[top : top + height, left : left + width] = image
     sheet = np.kron(sheet, np.ones((zoom, zoom), dtype=np.float32))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    matplotlib.image.imsave(path, sheet, cmap="gray", vmin=0.0, vmax=1.0)
-    return path
+    picture = io.BytesIO()
+    matplotlib.image.imsave(picture, sheet, format="png", cmap="gray", vmin=0.0, vmax=1.0)
+    return _write(picture, path)
 
 
 def _save(figure: Figure, path: Path) -> Path:
+    return _write(_drawn(figure), path)
+
+
+def _drawn(figure: Figure) -> io.BytesIO:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    return picture
+
+
+def _write(picture: io.BytesIO, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    write_atomically(path, picture.getbuffer())
     return path

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rhovae import pictures
-from rhovae.comparison import table
+from rhovae.comparison import read_result, table
 from rhovae.config import TrainConfig
 from rhovae.data import load_dataset
 from rhovae.fid import accuracy, fid, train_classifier
+from rhovae.files import RunError, open_regular, read_json, write_atomically, write_json
 from rhovae.reproduction import Plan, finished, run_folder
-from rhovae.runs import Run, RunError, read_json, write_atomically, write_json
+from rhovae.runs import Run
 from rhovae.training import read_history
 from rhovae.weights import WEIGHTS, load_vae
 
@@ -47,7 +48,11 @@ def write_report(plan: Plan, folder: Path, command: Sequence[str], say: Callable
     classifier = train_classifier(data, folder / "classifier.safetensors")
     right = accuracy(classifier, data.test)
     say(f"classifier for the FID: {100 * right:.1f}% of test images named rightly")
-    results = [_result(folder, job, lambda run: fid(load_vae(run), classifier, data.test)) for job in jobs]
+
+    def distance(run: Path, job: TrainConfig) -> float:
+        return fid(load_vae(run, trust_code=job.networks), classifier, data.test)
+
+    results = [_result(folder, job, distance) for job in jobs]
     write_json(results, folder / "results.json")
     settings = plan.settings
     lines = [
@@ -77,13 +82,16 @@ def _seeds(plan: Plan) -> str:
     return "1 seed" if plan.seeds == 1 else f"{plan.seeds} seeds, mean ± standard error over them"
 
 
-def _result(folder: Path, job: TrainConfig, distance: Callable[[Path], float]) -> dict[str, Any]:
+def _result(folder: Path, job: TrainConfig, distance: Callable[[Path, TrainConfig], float]) -> dict[str, Any]:
     path = run_folder(folder, job)
     kept = path / "fid.json"
-    weights = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
-    if not kept.is_file() or read_json(kept).get("weights") != weights:
-        write_json({"fid": distance(path), "weights": weights}, kept)
-    figures = read_json(Run(path).metrics_file) | {"fid": read_json(kept)["fid"]}
+    with open_regular(path / WEIGHTS) as stream:
+        weights = hashlib.sha256(stream.read()).hexdigest()
+    known = read_json(kept) if kept.exists() else None
+    if not isinstance(known, dict) or known.get("weights") != weights or type(known.get("fid")) is not float:
+        known = {"fid": distance(path, job), "weights": weights}
+        write_json(known, kept)
+    figures = read_result(Run(path)) | {"fid": known["fid"]}
     return {"model": job.model, "seed": job.seed, "run": str(path.relative_to(folder)), **figures}
 
 
@@ -93,7 +101,7 @@ def _section(plan: Plan, folder: Path, results: list[dict[str, Any]], model: str
         runs = [r for r in results if (r["model"], r["latent_dim"], r["posterior"]) == (model, d, posterior)]
         rows.append([posterior, *(_mean([r[name] for r in runs], digits) for _, name, digits in _COLUMNS)])
         histories[posterior] = [read_history(Run(folder / r["run"]).history_file) for r in runs]
-        first.append(load_vae(folder / runs[0]["run"]))
+        first.append(load_vae(folder / runs[0]["run"], trust_code=plan.settings.networks))
     curves = pictures.write_mean_curves(histories, folder / f"curves-{model}-d{d}.png")
     samples = pictures.write_sample_rows(first, folder / f"samples-{model}-d{d}.png")
     return [

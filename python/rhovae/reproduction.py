@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +16,16 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from rhovae.comparison import finished as run_finished
 from rhovae.config import ConfigError, TrainConfig, make_config, read_yaml, write_yaml
-from rhovae.runs import Run, RunError, read_json, write_atomically
+from rhovae.files import RunError, shown, write_atomically
+from rhovae.networks import Trust
+from rhovae.runs import Run
+from rhovae.signals import Children
+
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,20 @@ def keep_plan(plan: Plan, folder: Path) -> None:
     file = folder / "plan.yaml"
     content: dict[str, Any] = {**asdict(plan), "settings": asdict(plan.settings)}
     content = {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
-    if not file.is_file():
+    if not file.exists():
         write_atomically(file, yaml.safe_dump(content, sort_keys=False).encode())
         return
     begun = read_yaml(file)
     pairs = [(name, begun.get(name), content[name]) for name in content if name != "settings"]
-    old = begun.get("settings", {})
+    old = begun.get("settings")
+    if not isinstance(old, dict):
+        raise RunError(f"{file} is damaged: it has no settings; give another --out")
     pairs += [(name, old.get(name), value) for name, value in content["settings"].items()]
     for name, was, is_now in pairs:
         if was != is_now:
             raise ConfigError(
-                f"{folder} was begun with {name} = {was}, now it is {is_now}: a report never mixes settings; "
-                "give the same, or another --out"
+                f"{folder} was begun with {name} = {shown(was)}, now it is {is_now}: a report never mixes "
+                "settings; give the same, or another --out"
             )
 
 
@@ -95,7 +102,7 @@ def sole_user(folder: Path) -> Iterator[int]:
     """
     refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with _append(folder / "lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,8 +121,9 @@ def run_all(plan: Plan, folder: Path, processes: int, lock: int, say: Callable[[
     total = len(plan.jobs())
     say(f"{total} runs, {total - len(waiting)} of them finished already; {processes} at a time")
     failed: list[Path] = []
-    with ThreadPoolExecutor(processes) as pool, _nothing_new_when_stopped(pool):
-        begun = {pool.submit(_run, folder, job, lock): job for job in waiting}
+    children = Children()
+    with ThreadPoolExecutor(min(processes, max(1, len(waiting)))) as pool, _all_ended(pool, children):
+        begun = {pool.submit(_run, children, folder, job, lock): job for job in waiting}
         for done, future in enumerate(as_completed(begun), start=total - len(waiting) + 1):
             path = run_folder(folder, begun[future])
             status, seconds = future.result()
@@ -136,51 +144,36 @@ def finished(folder: Path, job: TrainConfig) -> bool:
     Raises:
         ConfigError: its folder holds a run with other settings.
     """
-    path = run_folder(folder, job)
-    if not (path / "config.yaml").is_file():
-        return False
-    config = Run.open(path).config()
-    if config != job:
-        have, want = asdict(config), asdict(job)
-        name = next(name for name in want if have[name] != want[name])
-        raise ConfigError(
-            f"{path} holds a run with {name} = {have[name]}, its report needs {want[name]}: a report never "
-            "mixes settings; move that run away, or give another --out"
-        )
-    metrics = Run(path).metrics_file
-    if not metrics.is_file():
-        return False
-    # a run that was resumed with other settings, and stopped again, still has the figures of before
-    done = read_json(metrics)
-    return (done["epochs"], done["iwae_samples"]) == (job.epochs, job.iwae_samples)
+    return run_finished(Run(run_folder(folder, job)), job)
 
 
 @contextmanager
-def _nothing_new_when_stopped(pool: ThreadPoolExecutor) -> Iterator[None]:
+def _all_ended(pool: ThreadPoolExecutor, children: Children) -> Iterator[None]:
     try:
         yield
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        children.end()
         raise
 
 
-def _run(folder: Path, job: TrainConfig, lock: int) -> tuple[int, float]:
+def _run(children: Children, folder: Path, job: TrainConfig, lock: int) -> tuple[int, float]:
     path = run_folder(folder, job)
     path.parent.mkdir(exist_ok=True)
-    if (path / "config.yaml").is_file():
+    if (path / "config.yaml").exists():
         where = ["--resume", str(path)]
     else:
-        # stopped before it had settings: there is nothing in it
-        shutil.rmtree(path, ignore_errors=True)
         settings = path.with_suffix(".yaml")
         write_yaml(job, settings)
         where = ["--config", str(settings), "--out", str(path)]
+    # the user named them, or said that the file which did is trusted
+    for half in ("encoder", "decoder"):
+        where += [f"--{half}", getattr(job, half)] if getattr(job, half) is not None else []
     began = time.perf_counter()
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(job.threads)} if job.threads else {})}
-    with path.with_suffix(".log").open("a") as log:
-        command = [sys.executable, "-m", "rhovae", "train", *where]
-        done = subprocess.run(
-            command,
+    with _append(path.with_suffix(".log")) as log:
+        status = children.run(
+            [sys.executable, "-m", "rhovae", "train", *where],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -188,16 +181,44 @@ def _run(folder: Path, job: TrainConfig, lock: int) -> tuple[int, float]:
             # a run that outlives this process keeps others from starting it a second time
             pass_fds=(lock,),
         )
-    return done.returncode, time.perf_counter() - began
+    return status, time.perf_counter() - began
 
 
-def read_plan(folder: Path) -> Plan:
-    """The plan of a folder."""
-    content = read_yaml(folder / "plan.yaml")
+def _append(path: Path) -> IO[bytes]:
+    """A file to write at its end, which is no link.
+
+    Raises:
+        RunError: it is one, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        why = "it is a link" if path.is_symlink() else error.strerror
+        raise RunError(f"{path} cannot be written: {why}; delete it, or give another --out") from error
+
+
+def read_plan(folder: Path, trust_code: Trust = False) -> Plan:
+    """The plan of a folder.
+
+    Raises:
+        RunError: it is missing, damaged, or names code that is not trusted.
+    """
+    file = folder / "plan.yaml"
+    content = read_yaml(file)
+    for name, kind in (("models", str), ("posteriors", str), ("latent_dims", int)):
+        values = content.get(name)
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise RunError(
+                f"{file} is damaged: {name} must be a list of {kind.__name__}, got {shown(values)}"
+            )
+    seeds = content.get("seeds")
+    if type(seeds) is not int or not 1 <= seeds <= MOST_SEEDS:
+        raise RunError(f"{file} is damaged: seeds must be from 1 to {MOST_SEEDS}, got {shown(seeds)}")
     return Plan(
         tuple(content["models"]),
         tuple(content["posteriors"]),
         tuple(content["latent_dims"]),
-        content["seeds"],
-        make_config(content["settings"], str(folder / "plan.yaml")),
+        seeds,
+        make_config(content.get("settings") or {}, str(file), trust_code),
     )

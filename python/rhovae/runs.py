@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rhovae.config import ConfigError, TrainConfig, make_config, read_yaml, write_yaml
+from rhovae.config import ConfigError, TrainConfig, make_config, read_yaml, trusted, write_yaml
+from rhovae.files import RunError, check_writable, read_json, write_json
+from rhovae.networks import Trust
 
 _PACKAGES = ("rhovae-ext", "torch", "lightning", "numpy", "scikit-learn", "matplotlib", "triton")
-
-
-class RunError(Exception):
-    """A run folder that cannot be used as asked; the message says what to do."""
 
 
 class Run:
@@ -41,6 +39,7 @@ class Run:
             RunError: ``out`` holds something already.
         """
         if out is not None:
+            _remove_unbegun(out)
             out.mkdir(parents=True, exist_ok=True)
             if any(out.iterdir()):
                 raise RunError(
@@ -70,16 +69,58 @@ class Run:
             raise RunError(f"{folder} is not the folder of a run: it has no config.yaml")
         return run
 
-    def config(self) -> TrainConfig:
-        """The settings that the run was made with, or last resumed with."""
-        return make_config(read_yaml(self.config_file), str(self.config_file))
+    def config(self, trust_code: Trust = False) -> TrainConfig:
+        """The settings that the run was made with, or last resumed with.
+
+        Raises:
+            RunError: they cannot be read, or name code that is not trusted.
+        """
+        return make_config(read_yaml(self.config_file), str(self.config_file), trust_code)
+
+    def check_folder(self) -> None:
+        """Refuse a folder in which a run cannot write, or would write elsewhere.
+
+        Raises:
+            RunError: with the reason.
+        """
+        for part in (self.checkpoint.parent, self.tensorboard):
+            if part.is_symlink():
+                raise RunError(
+                    f"{part} is a link, and a run writes into its own folder alone; move here "
+                    "what it leads to"
+                )
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder, self.checkpoint.parent):
+            check_writable(folder)
 
     def note_start(self, config: TrainConfig) -> None:
         """Add this process's command and versions to ``environment.json``, and keep what it changes."""
-        write_yaml(config, self.config_file)
-        starts = read_json(self.environment_file) if self.environment_file.is_file() else []
+        self.check_folder()
+        starts = read_json(self.environment_file) if self.environment_file.exists() else []
+        if not isinstance(starts, list):
+            raise RunError(
+                f"{self.environment_file} holds no list of starts; delete it and let it be made again"
+            )
         starts.append(environment(config.seed))
+        write_yaml(config, self.config_file)
         write_json(starts, self.environment_file)
+
+
+def resume_command(folder: Path, config: TrainConfig) -> list[str]:
+    """What goes on with a run. It names the networks of one's own, for the run's files may not."""
+    command = ["python", "-m", "rhovae", "train", "--resume", str(folder)]
+    for half in ("encoder", "decoder"):
+        path = getattr(config, half)
+        command += [] if path is None else [f"--{half}", path]
+    return command
+
+
+def _remove_unbegun(folder: Path) -> None:
+    """Delete what :meth:`Run.create` leaves, stopped before there are settings, and nothing else."""
+    with suppress(OSError):
+        for left in folder.glob(".config.yaml.*.part"):
+            left.unlink()
+        (folder / "checkpoints").rmdir()
 
 
 def new_folder(root: Path, name: str) -> Path:
@@ -101,13 +142,13 @@ def free_name(path: Path) -> Path:
     return next(p for p in itertools.chain([path], names) if not p.exists())
 
 
-def resume_config(run: Run, flags: dict[str, Any]) -> TrainConfig:
+def resume_config(run: Run, flags: dict[str, Any], trust_code: bool = False) -> TrainConfig:
     """The run's settings with those that may change on the way.
 
     Raises:
         ConfigError: a flag would make it another run.
     """
-    config = run.config()
+    config = run.config(trusted(flags, trust_code))
     free = {"epochs", "checkpoint_every", "iwae_samples", "data_dir", "threads"}
     changed = [name for name, value in flags.items() if name not in free and value != getattr(config, name)]
     if changed:
@@ -146,40 +187,3 @@ def environment(seed: int) -> dict[str, Any]:
         "backends": rhovae_ext.available_backends(),
         "versions": versions,
     }
-
-
-def read_json(path: Path) -> Any:
-    """What :func:`write_json` wrote.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}); delete it and let it be made again") from error
-
-
-def write_json(content: Any, path: Path) -> None:
-    """Replace the file as a whole."""
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the file, flush, then take its name: a crash leaves the old content or the new."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    # the new name is itself only on the disk once its folder is
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -30,13 +33,18 @@ from rhovae.checkpoints import (
 )
 from rhovae.config import ConfigError, TrainConfig
 from rhovae.data import BatchSampler, ImageBatch, ImageData, batch_loader, scale_pixels
+from rhovae.files import RunError, read_bytes, write_atomically
+from rhovae.footprint import check_training
+from rhovae.memory import require_disk
 from rhovae.models import VAE, bernoulli_log_likelihood
 from rhovae.objectives import Objective, free_bits, mmd, negative_elbo
 from rhovae.posteriors import Posterior
 from rhovae.registry import unknown_name
-from rhovae.runs import Run, write_atomically
+from rhovae.resuming import check_counts, check_resumable
+from rhovae.runs import Run
+from rhovae.signals import Stopped
 from rhovae.trouble import first_not_finite, stop
-from rhovae.weights import model_of
+from rhovae.weights import check_fit, check_order, model_of, serialise
 
 HISTORY_FIELDS = (
     "epoch",
@@ -91,14 +99,33 @@ def check_objective(objective: Objective, model: VAE) -> None:
         raise ConfigError(f"{what} looks at the whole batch at once: train this model in one process")
 
 
-def check_model(config: TrainConfig, data: ImageData) -> None:
-    """Refuse, before any work, a model that cannot be built for these images.
+def check_model(config: TrainConfig, data: ImageData) -> int:
+    """Refuse, before any work, a model that cannot be built for these images; the disk that its run takes.
 
     Raises:
-        ConfigError: its networks do not fit them, or a network of one's own cannot be imported.
+        ConfigError: its networks do not fit them, a network of one's own cannot be imported, or its weights
+            cannot be written in the end.
+        RunError: memory cannot hold it.
     """
+    disk = check_training(config, data.image_shape, len(data.train))
     model = build_model(config, data)
     check_objective(objective_of(model, config), model)
+    serialise(model, config)
+    return disk
+
+
+def check_end(folder: Path, disk: int) -> None:
+    """Find out before the first epoch what would be missing after the last.
+
+    Raises:
+        ImportError: a package for logs, pictures or weights. RunError: space on the disk.
+    """
+    for package in ("tensorboard", "matplotlib", "safetensors"):
+        importlib.import_module(package)
+    from rhovae.pictures import rehearse
+
+    rehearse()
+    require_disk(disk, folder)
 
 
 def check_epochs(run: Run, config: TrainConfig) -> None:
@@ -107,8 +134,8 @@ def check_epochs(run: Run, config: TrainConfig) -> None:
     Raises:
         ConfigError: it has more.
     """
-    if run.checkpoint.is_file():
-        done = len(read_checkpoint(run.checkpoint, "rhovae")["rhovae"]["history"])
+    if run.checkpoint.exists():
+        done = check_counts(read_checkpoint(run.checkpoint, "rhovae"), HISTORY_FIELDS, run.checkpoint)
         if done > config.epochs:
             raise ConfigError(f"{run.folder} has {done} epochs behind it, more than --epochs {config.epochs}")
 
@@ -286,9 +313,17 @@ class Keeper(Callback):
         self.random: dict[str, Any] | None = None
         self.elapsed = 0.0
         self.began = 0.0
+        self.started = False
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
+        # Lightning's own handler ends training after the step, and the process as if all were done
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.on_sigterm)
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         assert isinstance(task, VAETask)
+        self.started = True
         task.train_sums = task.train_sums.to(task.device)
         self.began = time.perf_counter()
 
@@ -366,9 +401,19 @@ def write_history(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The lines of :func:`write_history`."""
-    with path.open(newline="") as stream:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+    """The lines of :func:`write_history`.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        lines = read_bytes(path).decode().splitlines()
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+        if not rows or not all(set(HISTORY_FIELDS) == set(row) for row in rows):
+            raise ValueError("it is not the table of a run")
+    except (ValueError, TypeError, csv.Error) as error:
+        raise RunError(f"{path} is damaged ({error}); a --resume of the run writes it anew") from error
+    return rows
 
 
 def build_model(config: TrainConfig, data: ImageData) -> VAE:
@@ -389,9 +434,13 @@ def build_model(config: TrainConfig, data: ImageData) -> VAE:
 def load_model(run: Run, config: TrainConfig, data: ImageData) -> VAE:
     """The model of a run with the weights of its last checkpoint."""
     state = read_checkpoint(run.checkpoint, "state_dict", "rhovae")["state_dict"]
-    model = build_model(config, data)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise RunError(f"{run.checkpoint} is damaged: it has no weights by name")
     weights = {name.removeprefix("model."): value for name, value in state.items()}
+    check_fit(config, data.image_shape, weights, run.checkpoint)
+    model = build_model(config, data)
     load_weights(model, weights, run.checkpoint)
+    check_order(model, run.checkpoint)
     return model.eval()
 
 
@@ -404,15 +453,18 @@ def fit(run: Run, config: TrainConfig, data: ImageData, *, resume: bool = False)
     use_threads(config)
     pl.seed_everything(config.seed, verbose=False)
     task = VAETask(build_model(config, data), data, config, run.folder)
-    checkpoint = run.checkpoint if resume and run.checkpoint.is_file() else None
+    checkpoint = run.checkpoint if resume and run.checkpoint.exists() else None
     if checkpoint is not None:
         load_model(run, config, data)
+        adam = task.configure_optimizers().state_dict()["param_groups"][0]
+        check_resumable(read_checkpoint(checkpoint), task, adam, HISTORY_FIELDS, checkpoint)
+    keeper = Keeper(run, config.checkpoint_every)
     quiet_lightning()
     bar = _progress_bar()
     trainer = pl.Trainer(
         max_epochs=config.epochs,
         precision=_lightning_precision(config.precision),  # type: ignore[arg-type]
-        callbacks=[Keeper(run, config.checkpoint_every), *bar],
+        callbacks=[keeper, *bar],
         logger=TensorBoardLogger(run.folder, name="", version="tensorboard") if is_first_process() else False,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
@@ -422,8 +474,29 @@ def fit(run: Run, config: TrainConfig, data: ImageData, *, resume: bool = False)
         num_sanity_val_steps=0,
         **_devices(),
     )
-    trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
+    except BaseException as error:
+        raise _first_cause(error, run, resumed=checkpoint is not None and not keeper.started) from error
     return task.model.cpu().eval()
+
+
+def _first_cause(error: BaseException, run: Run, resumed: bool) -> BaseException:
+    """What ended training, whatever Lightning's own clean-up made of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Stopped | KeyboardInterrupt | RunError):
+            return cause
+        cause = cause.__context__
+    if isinstance(error, OSError) and error.filename is None:
+        return RunError(
+            f"{run.folder} cannot be written: {error.strerror or error}; free some space on its disk"
+        )
+    if resumed and isinstance(error, Exception):
+        return RunError(
+            f"{run.checkpoint} is damaged and training cannot go on from it ({type(error).__name__})"
+        )
+    return error
 
 
 def _lightning_precision(precision: str) -> str:

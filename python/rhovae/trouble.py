@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from rhovae.runs import RunError
+from rhovae.files import RunError, write_atomically
 
 
 def first_not_finite(model: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> str | None:
@@ -57,7 +58,9 @@ def stop(where: str | None, step: int, batch: dict[str, Any], path: Path) -> NoR
         RunError: always, with the place, the file, and what usually helps.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(batch, path)
+    buffer = io.BytesIO()
+    torch.save(batch, buffer)
+    write_atomically(path, buffer.getbuffer())
     raise RunError(
         f"training stopped at step {step}: {where or 'the objective'} is not finite; the batch, its noise "
         f"key and the weights are in {path}. Try a smaller --learning-rate, or --precision 32 if it was less"

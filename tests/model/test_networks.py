@@ -113,10 +113,10 @@ def test_own_networks_from_the_command_line(own: str, capsys: pytest.CaptureFixt
     flags = ["--encoder", f"{own}:Encoder", "--decoder", f"{own}:Decoder", "--epochs", "1"]
     flags += ["--latent-dim", "3", "--iwae-samples", "2", "--posterior", "ar1"]
     assert main(["train", *flags, "--out", "r"]) == 0
-    assert Run.open(Path("r")).config().encoder == f"{own}:Encoder"
+    assert Run.open(Path("r")).config(trust_code=True).encoder == f"{own}:Encoder"
     assert len(read_history(Path("r/history.csv"))) == 1
     for command in (["evaluate", "r"], ["sample", "r"], ["sample", "--from", "r"]):
-        assert main(command) == 0
+        assert main([*command, "--trust-code"]) == 0
     model = make_model("vanilla", (1, 8, 8), 3, "rho", encoder=f"{own}:Encoder", decoder=f"{own}:Decoder")
     assert model.head.linear.in_features == 9
     assert model(torch.rand(4, 1, 8, 8)).log_likelihood.shape == (4,)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from rhovae.commands import main
+from rhovae.files import RunError
 from rhovae.report import write_report
 from rhovae.reproduction import finished, read_plan, sole_user
-from rhovae.runs import Run, RunError
+from rhovae.runs import Run
 
 FLAGS = ["reproduce", "--dataset", "digits", "--models", "vanilla", "--posteriors", "diag", "published"]
 FLAGS += ["--latent-dims", "3", "--seeds", "2", "--epochs", "2", "--hidden", "8", "--iwae-samples", "2"]

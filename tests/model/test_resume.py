@@ -42,7 +42,7 @@ def training_step(self, batch, index):
 
 def killing_fsync(descriptor):
     global writes
-    if os.readlink(f"/proc/self/fd/{{descriptor}}").endswith(".ckpt.part"):
+    if "/.last.ckpt." in os.readlink(f"/proc/self/fd/{{descriptor}}"):
         writes += 1
         if writes == kill_write:
             os.ftruncate(descriptor, 1000)

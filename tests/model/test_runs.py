@@ -15,7 +15,8 @@ import torch
 
 from rhovae.checkpoints import AtomicCheckpointIO, random_state, read_checkpoint, set_random_state
 from rhovae.config import ConfigError, TrainConfig
-from rhovae.runs import Run, RunError, new_folder, resume_config, write_atomically
+from rhovae.files import RunError, write_atomically
+from rhovae.runs import Run, new_folder, resume_config
 
 
 def test_default_folders_are_numbered(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"f cannot be written: disk full; .*before is untouched"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
 

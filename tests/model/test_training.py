@@ -13,7 +13,8 @@ from rhovae.checkpoints import read_checkpoint
 from rhovae.commands import main
 from rhovae.config import TrainConfig
 from rhovae.data import load_dataset
-from rhovae.runs import Run, RunError
+from rhovae.files import RunError
+from rhovae.runs import Run
 from rhovae.training import VAETask, fit, read_history
 
 CONFIG = TrainConfig(epochs=6, hidden=32, latent_dim=6, posterior="ar1", learning_rate=3e-3)

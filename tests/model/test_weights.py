@@ -11,8 +11,9 @@ import torch
 from rhovae.checkpoints import load_weights
 from rhovae.commands import main
 from rhovae.data import load_dataset
+from rhovae.files import RunError
 from rhovae.models import make_model, random_order
-from rhovae.runs import Run, RunError
+from rhovae.runs import Run
 from rhovae.training import load_model
 from rhovae.weights import load_vae
 
