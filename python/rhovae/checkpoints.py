@@ -115,7 +115,7 @@ def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], orig
         if name in weights and _kind(weights[name]) != _kind(value)
     ]
     if differences:
-        listed = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
+        listed = "; ".join(text[:120] for text in differences[:8]) + ("; ..." if len(differences) > 8 else "")
         raise RunError(
             f"{origin} does not fit the model that its settings describe ({len(differences)} differences): "
             f"{listed}. Load it with the settings that it was written with"

@@ -131,7 +131,10 @@ def make_config(settings: Mapping[str, Any], origin: str, trust_code: Trust = Fa
         if key not in hints:
             raise ConfigError(f"{origin}: {unknown_name('setting', key, list(hints))}")
         values[key] = _convert(key, value, hints[key], origin)
-    config = TrainConfig(**values)
+    try:
+        config = TrainConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
     refuse_code({"encoder": config.encoder, "decoder": config.decoder}, trust_code, origin)
     return config
 

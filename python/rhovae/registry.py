@@ -6,6 +6,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Generic, TypeVar, cast
 
+from rhovae.files import shown
+
 T = TypeVar("T")
 Entry = TypeVar("Entry")
 
@@ -60,4 +62,4 @@ def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """The message for a name that is not in ``known``, with the nearest one suggested."""
     near = get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {kind} {name!r}{hint}; known: {', '.join(known)}"
+    return f"unknown {kind} {shown(name)}{hint}; known: {', '.join(known)}"

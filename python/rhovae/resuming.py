@@ -62,6 +62,10 @@ def _check(
         _must(_is_count(checkpoint[name]), name)
     _must(isinstance(checkpoint["loops"], dict), "loops")
     _check_progress(checkpoint["loops"])
+    fit = checkpoint["loops"]["fit_loop"]
+    steps = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    _must(steps == checkpoint["global_step"], "global_step")
+    _must(fit["epoch_progress"]["current"]["ready"] == checkpoint["epoch"] + 1, "epoch")
     own = checkpoint["rhovae"]
     check_counts(checkpoint, fields, Path("history"))
     sums = own["train_sums"]

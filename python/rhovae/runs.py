@@ -75,7 +75,10 @@ class Run:
         Raises:
             RunError: they cannot be read, or name code that is not trusted.
         """
-        return make_config(read_yaml(self.config_file), str(self.config_file), trust_code)
+        settings = read_yaml(self.config_file)
+        if not settings:
+            raise RunError(f"{self.config_file} is damaged: it is empty")
+        return make_config(settings, str(self.config_file), trust_code)
 
     def check_folder(self) -> None:
         """Refuse a folder in which a run cannot write, or would write elsewhere.
