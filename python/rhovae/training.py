@@ -477,7 +477,10 @@ def fit(run: Run, config: TrainConfig, data: ImageData, *, resume: bool = False)
     try:
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
     except BaseException as error:
-        raise _first_cause(error, run, resumed=checkpoint is not None and not keeper.started) from error
+        cause = _first_cause(error, run, resumed=checkpoint is not None and not keeper.started)
+        if cause is error:
+            raise
+        raise cause from cause.__cause__ or error
     return task.model.cpu().eval()
 
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def goes_on(said: str) -> list[str]:
     return words[3:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_training(tmp_path: Path, start: Start, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     process = start("-m", "rhovae", "train", *SMALL, "--epochs", "100000", "--out", "my run; it's")
     run = tmp_path / "my run; it's"
@@ -98,8 +99,7 @@ def test_compare_goes_on(
     assert not Path("elsewhere").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_reproduce_ends_its_children(tmp_path: Path, start: Start, number: int) -> None:
+def test_reproduce_ends_its_children(tmp_path: Path, start: Start) -> None:
     flags = [
         "reproduce",
         "--dataset",
@@ -118,9 +118,9 @@ def test_reproduce_ends_its_children(tmp_path: Path, start: Start, number: int) 
     ]
     wait_for(lambda: all(path.exists() for path in checkpoints))
     # as a terminal does for Ctrl-C, to all of its process group
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, said
+    assert process.returncode == 130, said
     assert goes_on(said) == [*flags, "--posteriors", "diag", "iso", "--jobs", "2", "--out", "out"]
     for path in checkpoints:
         assert read_checkpoint(path)["rhovae"]["history"]
@@ -203,13 +203,11 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
 
 def test_a_child_that_will_not_end_is_killed_and_reaped() -> None:
     children, pids = Children(), []
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(99)"
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(99)"
     reader, writer = os.pipe()
 
     def run() -> None:
         pids.append(children.run([sys.executable, "-c", stubborn], stdout=writer))
-
-    import threading
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -231,9 +229,9 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:
     try:
         with stoppable():
             os.kill(os.getpid(), signal.SIGHUP)
-        with pytest.raises(Stopped, match="SIGTERM"), stoppable():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+        with pytest.raises(Stopped, match="SIGTERM") as stopped, stoppable():
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.status == 143
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGHUP, before)
