@@ -47,8 +47,7 @@ def test_kl_is_right_next_to_the_prior_and_over_long_rows(backend: str, d: int, 
             exact = exact + (d - 1) * log_cosh(given[1].double().flatten()[:1])
         for drawn in (False, True):
             if drawn:
-                options = {"key": (1, 2), "backend": backend}
-                _, kl = rhovae_ext.ar1_reparam_kl_with_logits(mu, *given, **options)
+                _, kl = rhovae_ext.ar1_reparam_kl_with_logits(mu, *given, key=(1, 2), backend=backend)
             else:
                 kl = rhovae_ext.ar1_kl_with_logits(mu, *given, backend=backend)
             assert float(kl) >= 0
@@ -109,7 +108,8 @@ def test_gradients_of_a_long_chain_that_remembers(backend: str, a: float, per_st
     generator = torch.Generator().manual_seed(0)
     mu, eps, dz = torch.randn(3, 1, d, generator=generator)
     leaves = [mu, parameter(-0.3, d, per_step), parameter(a, d - 1, per_step)]
-    truth, found = [], []
+    truth: list[Tensor] = []
+    found: list[Tensor] = []
     for dtype, where, name in ((torch.float64, truth, "reference"), (torch.float32, found, backend)):
         own = [leaf.to(dtype).requires_grad_() for leaf in leaves]
         z, kl = rhovae_ext.ar1_reparam_kl_with_logits(*own, eps=eps.to(dtype), backend=name)
@@ -154,11 +154,10 @@ def test_a_scale_that_runs_away_gives_no_nan(backend: str, log_s: float, d: int,
             "density at the mean": at_mean.sum(),
         }
         for name, loss in losses.items():
-            for leaf, gradient in zip(
-                ("mu", "log_s", "logit"), torch.autograd.grad(loss, leaves, retain_graph=True), strict=True
-            ):
-                assert not gradient.isnan().any(), (name, leaf, logit)
-                assert gradient[0].isfinite().all(), (name, leaf, logit)
+            gradients = torch.autograd.grad(loss, leaves, retain_graph=True)
+            for of, gradient in zip(("mu", "log_s", "logit"), gradients, strict=True):
+                assert not gradient.isnan().any(), (name, of, logit)
+                assert gradient[0].isfinite().all(), (name, of, logit)
 
 
 @PER_STEP
