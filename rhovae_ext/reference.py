@@ -24,9 +24,11 @@ _ROUNDS = 10
 
 # Past this |logit| the innovations have no digits left in mu's type. Holding cosh there keeps the density and
 # its gradients finite; below it nothing changes.
-_LARGEST_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
-# Past this |log s| neither s nor 1/s is a number of mu's type. Held here, its products are still float64's.
+_LARGEST_LOGIT = {torch.float32: 40.0, torch.float64: 100.0}
+# A log s that has run away: s is held where its products are float64's, and the density divides by no less
+# than exp(-150), or -200, which leaves room for squares.
 _LARGEST_LOG_SCALE = {torch.float32: 150.0, torch.float64: 700.0}
+_LARGEST_LOG_PRECISION = {torch.float32: 150.0, torch.float64: 200.0}
 
 
 def _widest(device: torch.device) -> torch.dtype:
@@ -158,7 +160,11 @@ def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
     rho = _inside_unit_interval(rho)
     log_s, c = torch.log(s), torch.sqrt((1.0 - rho) * (1.0 + rho))
     kl_of_s = _kl_of_scale(s - 1.0, torch.log1p(s - 1.0))
-    return _Chain(s, rho, c, log_s, kl_of_s, -(torch.log1p(-rho) + torch.log1p(rho)))
+    small = rho.clamp(-0.5, 0.5)  # there the two logarithms of the other form would cancel
+    minus_log_c2 = torch.where(
+        rho.abs() < 0.5, -torch.log1p(-small * small), -(torch.log1p(-rho) + torch.log1p(rho))
+    )
+    return _Chain(s, rho, c, log_s, kl_of_s, minus_log_c2)
 
 
 def _operands(mu: Tensor, scale: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,7 +271,9 @@ def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
     d, dtype = mu.shape[-1], arithmetic_dtype(mu)
     mu, scale, rho = _operands(mu, scale, rho)
     chain = _chain(scale, rho, logits, dtype)
-    x = (z.to(mu.dtype) - mu) / chain.s
+    centred = z.to(mu.dtype) - mu
+    largest = _LARGEST_LOG_PRECISION[dtype]
+    x = centred * torch.exp(-chain.log_s.clamp(-largest, largest)) if logits else centred / chain.s
     eps = _innovations_from_logits(x, rho, dtype) if logits else _innovations(x, chain)
     squares = (x[..., 0] * x[..., 0]) + (eps * eps).sum(-1)
     logs = _total(chain.log_s, d) - 0.5 * _total(chain.minus_log_c2, d - 1)

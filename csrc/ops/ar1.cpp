@@ -121,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_log_prob_backward(const Tensor& d
     const auto dscale = arguments.gradient_scale(problem.dscale);
     const auto drho = arguments.gradient_rho(problem.drho);
     if (arguments.shape().rows > 0) run(problem);
-    return {dz.reduce(), dmu.reduce(), dscale.reduce(), drho.reduce()};
+    return {dz.reduce_held(), dmu.reduce_held(), dscale.reduce(), drho.reduce()};
   });
 }
 

@@ -2,6 +2,8 @@
 
 #include <ATen/ExpandUtils.h>
 
+#include "../core/parameters.h"
+
 namespace rhovae::ops {
 
 DimVector Shape::with(int64_t last) const {
@@ -141,6 +143,12 @@ Arguments::Gradient Arguments::gradient(Output& output, const Rows& given) const
                            : at::empty(shape_.with(given.last == 0 ? 1 : given.last), arithmetic_options());
   output = output_of(space);
   return {space, given, own};
+}
+
+Tensor Arguments::Gradient::reduce_held() const {
+  const double bound =
+      space.scalar_type() == at::kDouble ? kLargestTerm<double> : double{kLargestTerm<float>};
+  return own ? space : Gradient{space.clamp(-bound, bound), given, false}.reduce();
 }
 
 Tensor Arguments::Gradient::reduce() const {

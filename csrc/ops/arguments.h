@@ -55,6 +55,8 @@ class Arguments {
     Rows given;
     bool own;
     Tensor reduce() const;
+    // Of terms that may be infinite, with either sign: held first, or they would cancel to NaN.
+    Tensor reduce_held() const;
   };
   Gradient gradient_mu(Output& output) const { return gradient(output, mu_); }
   Gradient gradient_scale(Output& output) const { return gradient(output, scale_); }

@@ -165,7 +165,7 @@ def ar1_log_prob_backward(
         arguments |= {"drho": drho.space if rows.steps > 1 else None, "LOGITS": logits}
         launch(_log_prob.log_prob_backward, (rows.tiles, 1), mu, arguments)
     by_rho = drho.reduced() if rows.steps > 1 else rho.new_zeros(rho.shape)
-    return dz.reduced(), dmu.reduced(), dscale.reduced(), by_rho
+    return dz.reduced(held=True), dmu.reduced(held=True), dscale.reduced(), by_rho
 
 
 _OPS = {

@@ -34,9 +34,13 @@ class Gradient(NamedTuple):
     given: Tensor
     with_last: Tensor
 
-    def reduced(self) -> Tensor:
+    def reduced(self, held: bool = False) -> Tensor:
+        """`held`: infinite terms, of either sign, are held first, or they would cancel to NaN."""
         summed, shape = self.space, self.with_last.shape
         if summed.shape != shape:
+            if held:
+                bound = 2.0**1000 if summed.dtype == torch.float64 else 2.0**115
+                summed = summed.clamp(-bound, bound)
             if summed.shape[-1] != shape[-1]:  # a part for every chunk of the row
                 summed = summed.sum(-1, keepdim=True)
             summed = summed.sum_to_size(shape)
