@@ -165,7 +165,11 @@ _CHAIN: dict[str, Callable[..., Any]] = {
     "ar1_log_prob_backward": _ar1_log_prob_backward,
 }
 # Every op of the compiled module that traced code may meet.
-_FAKE = {"draw_key": _draw_key, **_CHAIN, **{f"triton_{name}": fake for name, fake in _CHAIN.items()}}
+_FAKE: dict[str, Callable[..., Any]] = {
+    "draw_key": _draw_key,
+    **_CHAIN,
+    **{f"triton_{name}": fake for name, fake in _CHAIN.items()},
+}
 _CHECKS = tuple(f"check_{name}" for name in ("draw_key", *_CHAIN))
 
 # None where the compiled module is loaded and fits the running torch, else why not and what to run.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,29 @@ SAMPLING: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         ("row_offset must be an int in [0, 2^64)", "-1"),
     ),
     "rows past the last": ({"row_offset": 2**64}, ValueError, ("row_offset must be an int in [0, 2^64)",)),
+    "samples past 64 bits": ({"num_samples": 2**63}, ValueError, ("num_samples must be an int", "2^63")),
+    "a float of samples": ({"num_samples": 1e3}, ValueError, ("num_samples must be an int >= 1", "1000.0")),
+    "samples as text": ({"num_samples": "3"}, ValueError, ("num_samples must be an int >= 1", "str '3'")),
+    "a tensor of samples": (
+        {"num_samples": torch.tensor(3)},
+        ValueError,
+        ("num_samples must be an int >= 1", "torch.int64 tensor"),
+    ),
+    "the first row as a float": ({"row_offset": 0.0}, ValueError, ("row_offset must be an int", "float 0.0")),
+    "rows as a bool": ({"row_offset": False}, ValueError, ("row_offset must be an int", "bool False")),
+    "a tensor of rows": (
+        {"row_offset": torch.arange(4)},
+        ValueError,
+        ("row_offset must be an int", "torch.int64 tensor of shape (4,)"),
+    ),
+    "an array of rows": ({"row_offset": np.arange(4)}, ValueError, ("row_offset must be an int", "ndarray")),
+    "a row of too many digits": ({"row_offset": 10**5000}, ValueError, ("row_offset must be", "digits")),
+    "a seed of floats": ({"key": (0.0, 1)}, ValueError, ("key's seed must be an int", "float 0.0")),
+    "an offset as a bool": ({"key": (0, True)}, ValueError, ("key's offset must be an int", "bool True")),
+    "a pair in a pair": ({"key": ((1, 2), 3)}, ValueError, ("key's seed must be an int", "tuple (1, 2)")),
+    "a key as text": ({"key": "12"}, ValueError, (KEY_EXPECTED, "str '12'")),
+    "a key of floats": ({"key": np.zeros(2)}, ValueError, ("key's seed must be an int",)),
+    "an array of three": ({"key": np.zeros(3, np.uint64)}, ValueError, (KEY_EXPECTED, "ndarray")),
     "half a row": ({"row_offset": 0.5}, ValueError, ("row_offset must be an int", "float 0.5")),
     "a seed alone": ({"key": 7}, ValueError, (KEY_EXPECTED, "int 7")),
     "three numbers": ({"key": (1, 2, 3)}, ValueError, (KEY_EXPECTED, "tuple (1, 2, 3)")),
@@ -180,6 +204,74 @@ def test_entropy() -> None:
         (MU, RHO.to("meta"), ValueError, ("rho must be on s's device", "meta")),
     ):
         refused(lambda s=s, rho=rho: R.ar1_entropy(s, rho), error, "ar1_entropy", parts)  # type: ignore[misc]
+
+
+NUMBERS: dict[str, tuple[str, Any]] = {
+    "s -1": ("s", -1),
+    "s -0.5": ("s", np.float32(-0.5)),
+    "s infinite": ("s", float("inf")),
+    "s past float32": ("s", 1e39),
+    "s of many digits": ("s", 10**400),
+    "rho 1": ("rho", 1),
+    "rho -1.5": ("rho", -1.5),
+    "rho rounds to 1": ("rho", 1.0 - 2.0**-25),
+    "rho infinite": ("rho", np.float64("-inf")),
+    "rho of many digits": ("rho", -(10**400)),
+}
+
+
+@pytest.mark.parametrize("what", NUMBERS)
+def test_numbers_out_of_range(what: str, backend: str) -> None:
+    name, number = NUMBERS[what]
+    values = {"s": 1.0, "rho": 0.5, name: number}
+    for function in (R.ar1_reparam, R.ar1_reparam_kl, R.ar1_kl):
+        refused(
+            lambda f=function: f(MU, **values, backend=backend),  # type: ignore[misc]
+            ValueError,
+            function.__name__,
+            (f"{name} must be",),
+        )
+    refused(
+        lambda: R.ar1_log_prob(MU, MU, **values, backend=backend),
+        ValueError,
+        "ar1_log_prob",
+        (f"{name} must",),
+    )
+    if name == "rho":
+        refused(lambda: R.ar1_entropy(MU + 1, number), ValueError, "ar1_entropy", ("rho must be",))
+
+
+def test_numbers_within_range(backend: str) -> None:
+    """NaN in, NaN out; s = 0 draws mu; float64 is as near to 1 as it can be; any logit will do."""
+    assert R.ar1_reparam(MU, float("nan"), 0.5, backend=backend).isnan().all()
+    assert R.ar1_kl(MU, 1.0, float("nan"), backend=backend).isnan().all()
+    assert torch.equal(R.ar1_reparam(MU, 0, 0.5, backend=backend), MU)
+    refused(lambda: R.ar1_log_prob(MU, MU, 0.0, 0.5), ValueError, "ar1_log_prob", ("s must be", "> 0"))
+    assert R.ar1_kl(MU.double(), 1.0, 1.0 - 2.0**-53, backend=backend).isfinite().all()
+    for logit in (1.5, -90, 1e39, -(10**400)):
+        z, _ = R.ar1_reparam_kl_with_logits(MU, 0, logit, backend=backend)
+        assert z.isfinite().all()
+
+
+def test_numbers_of_numpy(backend: str) -> None:
+    """NumPy's scalars, arrays of none and integers stand for Python's."""
+    key = (2**64 - 1, 7)
+    expected = R.ar1_reparam_kl(MU, 2.0, 0.5, key=key, num_samples=3, row_offset=2**63, backend=backend)
+    for s, rho in ((2, np.float64(0.5)), (np.float32(2), np.array(0.5)), (np.int64(2), np.float16(0.5))):
+        for pair in (np.array(key, np.uint64), tuple(np.array(key, np.uint64)), list(key)):
+            actual = R.ar1_reparam_kl(
+                MU,
+                s,
+                rho,
+                key=pair,  # type: ignore[arg-type]
+                num_samples=np.int64(3),  # type: ignore[arg-type]
+                row_offset=np.uint64(2**63),  # type: ignore[arg-type]
+                backend=backend,
+            )
+            for one, other in zip(actual, expected, strict=True):
+                assert torch.equal(one, other)
+    for truth in (True, np.bool_(True)):
+        refused(lambda t=truth: R.ar1_kl(MU, t, 0.5), TypeError, "ar1_kl", ("s must be a tensor", "True"))  # type: ignore[misc]
 
 
 def test_ranks_decide_when_the_batch_is_as_long_as_d() -> None:
