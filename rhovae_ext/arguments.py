@@ -32,6 +32,7 @@ _INTEGERS = frozenset(
         torch.uint64,
     )
 )
+_STRIDED = torch.strided
 _64_BITS = 1 << 64
 
 
@@ -85,7 +86,8 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
     """d, the length of the last axis; refuses what no chain can be."""
     if not isinstance(mu, Tensor):
         _refuse(TypeError, operation, name, "a tensor", _described(mu), "Give it as torch.as_tensor(...).")
-    dense(operation, name, mu)
+    if mu.layout is not _STRIDED or mu.is_nested:
+        _refuse_layout(operation, name, mu)
     if mu.dtype not in _FLOATS:
         _refuse(
             TypeError,
@@ -108,11 +110,9 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
     return shape[-1]
 
 
-def dense(operation: str, name: str, value: Tensor) -> None:
-    """Refuses sparse, nested and other tensors without strides."""
-    if value.layout is not torch.strided or value.is_nested:
-        kind = "nested tensor" if value.is_nested else f"tensor of layout {value.layout}"
-        _refuse(TypeError, operation, name, "a dense tensor", f"a {kind}", "Convert or pad it.")
+def _refuse_layout(operation: str, name: str, value: Tensor) -> NoReturn:
+    kind = "nested tensor" if value.is_nested else f"tensor of layout {value.layout}"
+    _refuse(TypeError, operation, name, "a dense tensor", f"a {kind}", "Convert or pad it.")
 
 
 def correlation(operation: str, s: Tensor, rho: Parameter) -> Tensor:
@@ -135,7 +135,8 @@ def _parameter(
     if not isinstance(value, Tensor):
         number = _number(operation, name, value, arithmetic_dtype(mu))
         return torch.full((), number, dtype=arithmetic_dtype(mu), device=mu.device)
-    dense(operation, name, value)
+    if value.layout is not _STRIDED or value.is_nested:
+        _refuse_layout(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
@@ -242,10 +243,8 @@ def sampling(
     return (None if key is None else _key(operation, mu, key)), row_offset
 
 
-def samples(operation: str, num_samples: int | None) -> int | None:
+def samples(operation: str, num_samples: int) -> int:
     """Checks the number of samples and returns it as an int."""
-    if num_samples is None:
-        return None
     count = _integer(num_samples)
     if count is None or not 1 <= count < _64_BITS // 2:
         _refuse(

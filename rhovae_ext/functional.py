@@ -47,7 +47,8 @@ def _ar1(
 ) -> tuple[Tensor, Tensor]:
     names = ("log_s", "rho_logit") if logits else ("s", "rho")
     scale, rho = arguments.parameters(operation, mu, scale, rho, *names)
-    num_samples = arguments.samples(operation, num_samples)
+    if num_samples is not None:
+        num_samples = arguments.samples(operation, num_samples)
     key, row_offset = arguments.sampling(
         operation, mu, scale, rho, num_samples, generator, key, row_offset, eps
     )

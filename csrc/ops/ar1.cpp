@@ -1,6 +1,5 @@
 #include "ar1.h"
 
-#include <algorithm>
 #include <new>
 #include <string>
 
@@ -23,17 +22,20 @@ static Noise noise_of(const Ar1& call) {
 // Memory that the CPU does not have, said of the call; other devices have errors of their own for it.
 template <class F>
 static auto within_memory(const char* op, const Tensor& mu, const F& compute) {
-  std::string reason = "the system gave none";
+  const auto refuse = [&](const std::string& reason) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, op, ": mu of shape ", mu.sizes(),
+                     " must need no more memory than there is, but got: ", reason, " Compute it in parts.");
+  };
   try {
     return compute();
   } catch (const std::bad_alloc&) {
+    refuse("the system gave none.");
   } catch (const c10::Error& error) {
-    reason = error.what_without_backtrace();
+    const std::string reason = error.what_without_backtrace();
     if (!mu.is_cpu() || reason.find("can't allocate") == std::string::npos) throw;
-    reason.resize(std::min(reason.find('\n'), reason.size()));
+    refuse(reason.substr(0, reason.find('\n')));
   }
-  TORCH_CHECK_WITH(OutOfMemoryError, false, op, ": mu of shape ", mu.sizes(),
-                   " must need no more memory than there is, but got: ", reason, " Compute it in parts.");
+  return decltype(compute()){};  // never: a refusal throws
 }
 
 std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, int64_t kl, const Run<Forward>& run) {

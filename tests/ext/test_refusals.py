@@ -256,16 +256,22 @@ def test_numbers_within_range(backend: str) -> None:
 def test_numbers_of_numpy(backend: str) -> None:
     """NumPy's scalars, arrays of none and integers stand for Python's."""
     key = (2**64 - 1, 7)
+    numbers: list[tuple[Any, Any]] = [
+        (2, np.float64(0.5)),
+        (np.float32(2), np.array(0.5)),
+        (np.int64(2), np.float16(0.5)),
+    ]
+    pairs: list[Any] = [np.array(key, np.uint64), tuple(np.array(key, np.uint64)), list(key)]
     expected = R.ar1_reparam_kl(MU, 2.0, 0.5, key=key, num_samples=3, row_offset=2**63, backend=backend)
-    for s, rho in ((2, np.float64(0.5)), (np.float32(2), np.array(0.5)), (np.int64(2), np.float16(0.5))):
-        for pair in (np.array(key, np.uint64), tuple(np.array(key, np.uint64)), list(key)):
+    for s, rho in numbers:
+        for pair in pairs:
             actual = R.ar1_reparam_kl(
                 MU,
                 s,
                 rho,
-                key=pair,  # type: ignore[arg-type]
-                num_samples=np.int64(3),  # type: ignore[arg-type]
-                row_offset=np.uint64(2**63),  # type: ignore[arg-type]
+                key=pair,
+                num_samples=np.int64(3),
+                row_offset=np.uint64(2**63),
                 backend=backend,
             )
             for one, other in zip(actual, expected, strict=True):
