@@ -304,10 +304,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from rhovae.evaluation import evaluate
     from rhovae.training import noise_seed
 
-    if arguments.output and (arguments.output.is_dir() or not arguments.output.parent.is_dir()):
-        raise ConfigError(f"--output {arguments.output} must be a file in a folder that exists")
     if arguments.output:
-        check_writable(arguments.output.parent)
+        _check_output(arguments.output)
     run, config, model, data = _open(arguments)
     samples = arguments.iwae_samples or config.iwae_samples
     check_samples(samples, data.image_shape)
@@ -323,6 +321,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(json.dumps(result, indent=2))
     if arguments.output:
         write_json(result, arguments.output)
+
+
+def _check_output(path: Path) -> None:
+    # a link, such as /dev/stdout, would be replaced
+    taken = path.is_symlink() or (path.exists() and not path.is_file())
+    if taken or not path.parent.is_dir():
+        raise ConfigError(f"--output {path} must be a file, no link or device, in a folder that exists")
+    check_writable(path.parent)
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -459,10 +465,11 @@ def _doctor(_: argparse.Namespace) -> None:
 
 def _open(arguments: argparse.Namespace) -> tuple[Run, TrainConfig, Any, ImageData]:
     from rhovae.data import load_dataset
-    from rhovae.training import load_model, use_threads
+    from rhovae.training import check_backend, load_model, use_threads
 
     run = Run.open(arguments.folder)
     config = run.config(arguments.trust_code)
+    check_backend(config)
     use_threads(config)
     data = load_dataset(config.dataset, arguments.data_dir or config.data_dir)
     return run, config, load_model(run, config, data), data

@@ -16,6 +16,7 @@ from rhovae.models import MODELS
 from rhovae.networks import Trust, refuse_code
 from rhovae.posteriors import POSTERIORS
 from rhovae.registry import unknown_name
+from rhovae_ext.backends import NAMES as BACKENDS
 
 # what NumPy takes
 _LARGEST_SEED = 2**32 - 1
@@ -102,6 +103,8 @@ class TrainConfig:
             )
         if not 0.0 < self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.backend not in ("auto", *BACKENDS):
+            raise ConfigError(unknown_name("backend", self.backend, ["auto", *BACKENDS]))
         if self.precision not in PRECISIONS:
             raise ConfigError(unknown_name("precision", self.precision, list(PRECISIONS)))
 

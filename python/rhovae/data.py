@@ -112,7 +112,11 @@ def load_dataset(name: str, folder: str | Path | None = None) -> ImageData:
         ValueError: the name is unknown; the message lists the known ones.
         DataError: a file is missing, truncated or not what its name says; the message says how to get it.
     """
-    return DATASETS[name](None if folder is None else Path(folder).expanduser())
+    try:
+        path = None if folder is None else Path(folder).expanduser()
+    except RuntimeError as error:  # the ~ of somebody who is not known here
+        raise DataError(f"{folder} is no folder: {error}") from error
+    return DATASETS[name](path)
 
 
 def _load_idx_folder(name: str, folder: Path, help: str) -> ImageData:

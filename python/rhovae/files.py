@@ -96,9 +96,12 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     followed; a link in the place of ``path`` is replaced.
 
     Raises:
-        RunError: it cannot be written, for want of space or of leave; the old content stays.
+        RunError: it cannot be written, for want of space or of leave, and the old content stays; or what has
+            its name is no file, but a folder, a pipe or a device.
     """
     try:
+        if os.path.lexists(path) and not path.is_symlink() and not path.is_file():
+            raise RunError(f"{path} cannot be written: what has this name is no file; give another path")
         _remove_left_overs(path)
         temporary, descriptor = _new_beside(path)
         try:

@@ -36,7 +36,9 @@ def check_resumable(
         _check(checkpoint, model, adam, fields)
     except Exception as error:  # a value of the wrong type raises anything
         why = f"{type(error).__name__}: {shown(str(error))}"
-        raise RunError(f"{origin} is damaged and training cannot go on from it ({why})") from error
+        raise RunError(
+            f"{origin} is damaged or of other settings: training cannot go on from it ({why})"
+        ) from error
 
 
 def check_counts(checkpoint: Mapping[str, Any], fields: Sequence[str], origin: Path) -> int:

@@ -92,6 +92,8 @@ class Run:
                     f"{part} is a link, and a run writes into its own folder alone; move here "
                     "what it leads to"
                 )
+            if part.exists() and not part.is_dir():
+                raise RunError(f"{part} is no folder; delete it")
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.folder, self.checkpoint.parent):
             check_writable(folder)

@@ -39,7 +39,6 @@ from rhovae.memory import require_disk
 from rhovae.models import VAE, bernoulli_log_likelihood
 from rhovae.objectives import Objective, free_bits, mmd, negative_elbo
 from rhovae.posteriors import Posterior
-from rhovae.registry import unknown_name
 from rhovae.resuming import check_counts, check_resumable
 from rhovae.runs import Run
 from rhovae.signals import Stopped
@@ -73,16 +72,21 @@ def check_machine(config: TrainConfig) -> None:
     Raises:
         ConfigError: the backend or the precision is not to be had; the message says why.
     """
-    device = _devices()["accelerator"]
-    backends = rhovae_ext.available_backends(device)
+    check_backend(config)
+    if config.precision == "16-mixed" and _devices()["accelerator"] == "cpu":
+        raise ConfigError("precision 16-mixed needs a GPU, and none is visible; use bf16-mixed on the CPU")
+
+
+def check_backend(config: TrainConfig) -> None:
+    """Refuse a backend that is not to be had on this machine.
+
+    Raises:
+        ConfigError: with the reason.
+    """
     if config.backend != "auto":
-        if config.backend not in backends:
-            raise ConfigError(unknown_name("backend", config.backend, ["auto", *backends]))
-        reason = backends[config.backend]
+        reason = rhovae_ext.available_backends(_devices()["accelerator"])[config.backend]
         if reason is not None:
             raise ConfigError(f"backend {config.backend!r} is not available: {reason}")
-    if config.precision == "16-mixed" and device == "cpu":
-        raise ConfigError("precision 16-mixed needs a GPU, and none is visible; use bf16-mixed on the CPU")
 
 
 def check_objective(objective: Objective, model: VAE) -> None:
@@ -495,7 +499,7 @@ def _first_cause(error: BaseException, run: Run, resumed: bool) -> BaseException
         return RunError(
             f"{run.folder} cannot be written: {error.strerror or error}; free some space on its disk"
         )
-    if resumed and isinstance(error, Exception):
+    if resumed and isinstance(error, Exception) and not isinstance(error, OSError):
         return RunError(
             f"{run.checkpoint} is damaged and training cannot go on from it ({type(error).__name__})"
         )

@@ -298,6 +298,8 @@ YAMLS = [
     "!!python/object/apply:os.mkdir ['executed']",
     "hidden: !!python/object/apply:os.mkdir ['executed']",
     "hidden: !!python/name:os.mkdir",
+    "backend: os",
+    "data_dir: ~nobody-at-all/x",
     "[" * 3000,
     "a: " + "{a: " * 3000,
     "&a [*a]",
@@ -332,7 +334,7 @@ YAMLS = [
 def test_a_config_file(run: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "config.yaml").write_text(YAMLS[number])
     with pytest.raises(RunError) as error:
-        Run(run).config()
+        load_dataset("digits", Run(run).config().data_dir)
     said(error)
     assert not Path("executed").exists()
     assert main(["evaluate", "r"]) == 2

@@ -67,6 +67,20 @@ def test_links_in_a_run_are_not_followed(here: Path, capsys: pytest.CaptureFixtu
         Path(part).rename(Path("r", part))
 
 
+def test_pipes_and_devices_are_no_place_for_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--out", "r"]) == 0
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    with pytest.raises(RunError, match="what has this name is no file"):
+        write_atomically(Path("pipe"), b"x")
+    for path in ("pipe", "link", ".", "nowhere/x"):
+        capsys.readouterr()
+        assert main(["evaluate", "r", "--output", path]) == 2
+        assert f"--output {path} must be a file" in capsys.readouterr().err
+    assert Path("pipe").is_fifo()
+    assert Path("link").is_symlink()
+
+
 def _write_often(path: str, letter: bytes) -> None:
     for _ in range(100):
         write_atomically(Path(path), letter * 5000)
