@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stopped:
         status = stopped.status if isinstance(stopped, Stopped) else 128 + signal.SIGINT
         by = signal.Signals(status - 128).name
-        _complain(parsed, f"stopped by {by}; go on with: {shlex.join(parsed.again)}")
+        if os.environ.get("RANK", "0") == "0":  # the others of a torchrun know no folder
+            _complain(parsed, f"stopped by {by}; go on with: {shlex.join(parsed.again)}")
         return status
     except ImportError as error:
         if error.name is None or error.name.startswith("rhovae"):
