@@ -170,17 +170,17 @@ passed runs again, its parts doubled, until it is, up to eight times the samples
     total = sum(len(results) for results in ran.values())
     text += f"\nExpected of sound words: {total / 100:.1f} weak of {total} results at any one stage.\n"
     text += "".join(f"`{order}`: {what}.\n" for order, what in dieharder.ORDERS.items() if order in ran)
-    stages = (1, 2, 5, 10, 20, 40)
     text += f"""
 What was weak at any stage, as more of the stream came in, and the same tests on dieharder's own
 {dieharder.CONTROL}:
 
-| order | test | n | {" | ".join(f"{stage} parts" for stage in stages)} |
-|---|---|--:|{"--:|" * len(stages)}
+| order | test | n | {" | ".join(f"{stage} parts" for stage in dieharder.STAGES)} | all (parts) |
+|---|---|--:|{"--:|" * (len(dieharder.STAGES) + 1)}
 """
     weak = [(order, result) for order, _, result in dieharder.ever_weak(list(ran))]
     weak += [(dieharder.CONTROL, result) for result in _results(dieharder.CONTROL)]
     for order, result in weak:
-        cells = (f"{result.p(stage):.4f}" if len(result.parts) >= stage else "" for stage in stages)
+        cells = [f"{result.p(n):.4f}" if len(result.parts) >= n else "" for n in dieharder.STAGES]
+        cells.append(f"{result.p():.4f} ({len(result.parts)})")
         text += f"| `{order}` | {result.test} | {result.ntuple} | {' | '.join(cells)} |\n"
     return text
