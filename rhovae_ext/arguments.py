@@ -46,6 +46,7 @@ def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     shown = repr(value) if not isinstance(value, int) or abs(value) < 1 << 128 else "of many digits"
+    shown = " ".join(shown.split())  # an array's takes several lines
     return f"{type(value).__name__} {shown if len(shown) <= 80 else shown[:80] + '...'}"
 
 
@@ -285,6 +286,8 @@ def _check_eps(
 ) -> None:
     samples = [] if num_samples is None else [num_samples]
     shape = [*samples, *broadcast_leading(mu, scale, rho), mu.shape[-1]]
+    if isinstance(eps, Tensor) and (eps.layout is not _STRIDED or eps.is_nested):
+        _refuse_layout(operation, "eps", eps)
     if not isinstance(eps, Tensor) or list(eps.shape) != shape:
         got = f"shape {tuple(eps.shape)}" if isinstance(eps, Tensor) else _described(eps)
         _refuse(
@@ -422,6 +425,8 @@ def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -
     """Checks the point of a log-density against parameters that are already checked."""
     if not isinstance(z, Tensor):
         _refuse(TypeError, operation, "z", "a tensor", _described(z), "Give it as torch.as_tensor(...).")
+    if z.layout is not _STRIDED or z.is_nested:
+        _refuse_layout(operation, "z", z)
     if z.dtype is not mu.dtype:
         _refuse(TypeError, operation, "z", f"{mu.dtype} (as mu)", z.dtype, "Convert it: z.to(mu.dtype).")
     same_device(operation, "z", z, mu)

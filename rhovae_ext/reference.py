@@ -133,9 +133,22 @@ def _minus_log_c2(magnitude: Tensor) -> Tensor:
     return torch.where(magnitude < 1.0, torch.log1p(sinh * sinh), beyond)
 
 
-def _kl_of_scale(less_one: Tensor, log_s: Tensor) -> Tensor:
-    """1/2 (s^2 - 1) - log s from s - 1: two terms that are never negative."""
-    return 0.5 * less_one * less_one + (less_one - log_s)
+def _beyond_linear_of_exp(x: Tensor) -> Tensor:
+    """e^x - 1 - x: next to 0 by its series, where the difference would lose its digits."""
+    small, series = x.clamp(-0.3, 0.3), torch.ones_like(x)
+    for n in range(14, 2, -1):
+        series = 1.0 + series * small / n
+    return torch.where(x.abs() < 0.3, 0.5 * small * small * series, torch.expm1(x) - x)
+
+
+def _beyond_linear_of_log(m: Tensor) -> Tensor:
+    """m - log(1 + m): next to 0 through log(1 + m) = 2t + 2/3 t^3 + 2/5 t^5 + ..., t = m/(2 + m)."""
+    small = m.clamp(-0.3, 0.3)
+    t = small / (2.0 + small)
+    series = torch.zeros_like(m)
+    for n in range(25, 1, -2):
+        series = series * t * t + 2.0 / n
+    return torch.where(m.abs() < 0.3, small * t - t * t * t * series, m - torch.log1p(m))
 
 
 def _chain_from_logits(log_s: Tensor, logit: Tensor, largest: float) -> _Chain:
@@ -146,7 +159,8 @@ def _chain_from_logits(log_s: Tensor, logit: Tensor, largest: float) -> _Chain:
     tanh = (1.0 - q) / (1.0 + q)  # not by expm1, whose derivative loses its digits as q vanishes
     rho = torch.where(logit >= 0, tanh, -tanh)
     s = torch.exp(log_s.clamp(-largest, largest))
-    kl_of_s = _kl_of_scale(torch.expm1(log_s), log_s)
+    less_one = torch.expm1(log_s)
+    kl_of_s = 0.5 * less_one * less_one + _beyond_linear_of_exp(log_s)
     return _Chain(s, rho, 2.0 * t / (1.0 + q), log_s, kl_of_s, _minus_log_c2(magnitude))
 
 
@@ -159,7 +173,8 @@ def _inside_unit_interval(rho: Tensor) -> Tensor:
 def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
     rho = _inside_unit_interval(rho)
     log_s, c = torch.log(s), torch.sqrt((1.0 - rho) * (1.0 + rho))
-    kl_of_s = _kl_of_scale(s - 1.0, torch.log1p(s - 1.0))
+    less_one = s - 1.0
+    kl_of_s = 0.5 * less_one * less_one + _beyond_linear_of_log(less_one)
     small = rho.clamp(-0.5, 0.5)  # there the two logarithms of the other form would cancel
     minus_log_c2 = torch.where(
         rho.abs() < 0.5, -torch.log1p(-small * small), -(torch.log1p(-rho) + torch.log1p(rho))

@@ -171,9 +171,9 @@ class BlockTeam {
     const int warp_place = kReverse ? kWarps - 1 - warp : warp;
     Affine<V> f{run.high, last};
     scan_lanes<kReverse>(f, place, kWarp);
-    const bool rounded = sizeof(V) == 4 && !true_for_warp(run.low == V(0));
-    const Total<V> total{rounded ? product_of_warp(run) : Product<V>{f.a, V(0)}, f.b};
-    const Total<V>* totals = exchange(total, warp_place, place == kWarp - 1);
+    Product<V> power{f.a, V(0)};
+    if (sizeof(V) == 4 && !true_for_warp(run.low == V(0))) power = product_of_warp(run);
+    const Total<V>* totals = exchange(Total<V>{power, f.b}, warp_place, place == kWarp - 1);
     V entering_warp = carry;
     for (int w = 0; w < kWarps; ++w) {
       if (w == warp_place) entering_warp = carry;

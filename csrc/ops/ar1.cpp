@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const O
                       : empty_like_nothing(call.mu.options());
     if (needs_deps && dz) problem.deps = output_of(deps);
     if (arguments.shape().rows > 0) run(problem);
-    return {dmu.reduce(), dscale.reduce(), drho.reduce(), std::move(deps)};
+    return {dmu.reduce(), dscale.reduce_held(), drho.reduce(), std::move(deps)};
   });
 }
 

@@ -124,7 +124,7 @@ def ar1_backward(
         arguments |= {"LOGITS": logits, "FOLD": FOLD}
         launch(_backward.backward, (rows.tiles, 1), mu, arguments)
     by_rho = drho.reduced() if rows.steps > 1 else rho.new_zeros(rho.shape)
-    return dmu.reduced(), dscale.reduced(), by_rho, deps
+    return dmu.reduced(), dscale.reduced(held=True), by_rho, deps
 
 
 def _maps_of_adjoint(
