@@ -87,7 +87,7 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
     """d, the length of the last axis; refuses what no chain can be."""
     if not isinstance(mu, Tensor):
         _refuse(TypeError, operation, name, "a tensor", _described(mu), "Give it as torch.as_tensor(...).")
-    if mu.layout is not _STRIDED or mu.is_nested:
+    if mu.layout is not _STRIDED:
         _refuse_layout(operation, name, mu)
     if mu.dtype not in _FLOATS:
         _refuse(
@@ -98,7 +98,10 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
             mu.dtype,
             f"Convert it, for example {name}.float().",
         )
-    shape = mu.shape
+    try:
+        shape = mu.shape
+    except RuntimeError:  # a nested one has none
+        _refuse_layout(operation, name, mu)
     if len(shape) == 0 or shape[-1] == 0:
         _refuse(
             ValueError,
@@ -136,13 +139,14 @@ def _parameter(
     if not isinstance(value, Tensor):
         number = _number(operation, name, value, arithmetic_dtype(mu))
         return torch.full((), number, dtype=arithmetic_dtype(mu), device=mu.device)
-    if value.layout is not _STRIDED or value.is_nested:
-        _refuse_layout(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
     same_device(operation, name, value, mu, of)
-    own, rank = value.shape, mu.dim()
+    try:
+        own, rank = value.shape, mu.dim()
+    except RuntimeError:
+        _refuse_layout(operation, name, value)
     if len(own) >= rank:
         if own[-1] == 1 or own[-1] == steps:
             return value

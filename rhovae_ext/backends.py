@@ -69,7 +69,7 @@ def choose(operation: str, backend: str | None, mu: Tensor) -> Backend:
     if backend is None or backend == "auto":
         if mu.is_cpu and _NATIVE is not None:
             return _NATIVE
-        return _REFERENCE if mu.is_meta else _automatic(mu.device.type)
+        return _automatic(mu.device.type)
     if backend not in NAMES:
         names = ", ".join(repr(name) for name in ("auto", *NAMES))
         raise ValueError(f"{operation}: backend must be one of {names}, but got {backend!r}.")
@@ -80,6 +80,8 @@ def choose(operation: str, backend: str | None, mu: Tensor) -> Backend:
 
 
 def _automatic(device_type: str) -> Backend:
+    if device_type == "meta":  # shapes alone
+        return _REFERENCE
     fused = ("native",) if device_type == "cpu" else ("native", "triton")
     reasons = ""
     for name in fused:

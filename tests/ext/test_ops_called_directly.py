@@ -222,6 +222,12 @@ def test_dense_tensors_alone(kind: str, prefix: str) -> None:
     for function in (R.ar1_kl, R.ar1_reparam, R.ar1_kl_with_logits):
         with pytest.raises(TypeError, match=rf"^{function.__name__}: mu must be (a dense tensor|float32)"):
             function(odd, 0.5, 0.5)
+        with pytest.raises((TypeError, ValueError)) as caught:  # by the function or by the op
+            function(MU, odd, 0.5)
+        message = str(caught.value)
+        assert message.startswith((f"{function.__name__}: ", "rhovae::ar1: "))
+        assert "must be" in message
+        assert len(message) < 600
 
 
 def test_more_than_the_memory() -> None:
