@@ -165,7 +165,7 @@ def _parameter(
 
 def _number(operation: str, name: str, value: Any, dtype: torch.dtype) -> float:
     """A number, plain or NumPy's, as `dtype` will hold it. NaN passes; what is no s and no rho does not."""
-    if getattr(value, "shape", None) == ():
+    if not isinstance(value, (int, float)) and getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         got, remedy = _described(value), "Give it as torch.as_tensor(...)."

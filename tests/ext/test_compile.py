@@ -189,3 +189,19 @@ def test_dynamic_shapes_compile_once(backend: str) -> None:
         for actual, expected in zip(compiled(*inputs), function(*inputs), strict=True):
             assert_close(actual, expected, f"{rows} x {d}", tolerance=1e-6)
     assert counter.frame_count == 1
+
+
+def test_numbers_that_change_compile_twice_at_most(backend: str) -> None:
+    """As a number, then as any number: what is checked of it asks for no graph of its own."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+
+    def function(mu: Tensor, s: float, rho: float) -> Tensor:
+        return rhovae_ext.ar1_kl(mu, s, rho, backend=backend)
+
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    mu = torch.randn(3, 5)
+    for s, rho in ((0.5, 0.1), (0.6, 0.2), (0.7, -0.3), (1.8, 0.4)):
+        assert_close(compiled(mu, s, rho), function(mu, s, rho), f"s = {s}", tolerance=1e-6)
+    assert counter.frame_count <= 2
