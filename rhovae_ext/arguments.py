@@ -139,6 +139,8 @@ def _parameter(
     if not isinstance(value, Tensor):
         number = _number(operation, name, value, arithmetic_dtype(mu))
         return torch.full((), number, dtype=arithmetic_dtype(mu), device=mu.device)
+    if value.layout is not _STRIDED or value.is_nested:
+        _refuse_layout(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
