@@ -145,10 +145,7 @@ def _parameter(
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
     same_device(operation, name, value, mu, of)
-    try:
-        own, rank = value.shape, mu.dim()
-    except RuntimeError:
-        _refuse_layout(operation, name, value)
+    own, rank = value.shape, mu.dim()
     if len(own) >= rank:
         if own[-1] == 1 or own[-1] == steps:
             return value

@@ -84,6 +84,23 @@ def test_backward(cuda: Any, d: int, name: str, per_step: tuple[bool, bool]) -> 
     check_backward(cuda, draw(d, rows_for(d), name, *per_step))
 
 
+@pytest.mark.parametrize("rho_per_step", [False, True], ids=["row", "step"])
+@pytest.mark.parametrize("d", [1500, 20_000])
+def test_long_rows_that_remember(cuda: Any, d: int, rho_per_step: bool) -> None:
+    """A block's rows, whole and in segments, whose rho rounds to 1: what an impulse leaves, every gradient."""
+    p = draw(d, 2, "float32", True, rho_per_step, given_eps=True)
+    assert p.eps is not None
+    p.rho = torch.tensor([[8.75], [-9.5]]).expand(-1, d - 1 if rho_per_step else 1).contiguous()
+    check_forward(cuda, p)
+    check_backward(cuda, p, deps=True)
+    impulse = torch.zeros_like(p.eps)
+    impulse[..., 0] = 1
+    p.eps, p.scale, p.mu = impulse, torch.zeros_like(p.scale), torch.zeros_like(p.mu)
+    z, _ = cuda.forward(**p.common, sample=True, kl=0)
+    left = np.tanh(p.rho.double().numpy()[:, :1]) ** np.arange(d)
+    np.testing.assert_allclose(z[0], left, atol=2e-5)
+
+
 # One length in each regime.
 REGIMES = (12, 200, 1500, 8200)
 
