@@ -87,7 +87,7 @@ def test_backward(cuda: Any, d: int, name: str, per_step: tuple[bool, bool]) -> 
 @pytest.mark.parametrize("rho_per_step", [False, True], ids=["row", "step"])
 @pytest.mark.parametrize("d", [1500, 20_000])
 def test_long_rows_that_remember(cuda: Any, d: int, rho_per_step: bool) -> None:
-    """A block's rows, whole and in segments, whose rho rounds to 1: what an impulse leaves, every gradient."""
+    """A block's rows, whole and in segments, whose rho rounds to 1: an impulse, every gradient."""
     p = draw(d, 2, "float32", True, rho_per_step, given_eps=True)
     assert p.eps is not None
     p.rho = torch.tensor([[8.75], [-9.5]]).expand(-1, d - 1 if rho_per_step else 1).contiguous()
