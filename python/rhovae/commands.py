@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with stoppable():
             parsed.run(parsed)
+            sys.stdout.flush()  # at the interpreter's end it would be too late to answer a closed pipe
     except RunError as error:
         full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
         _complain(parsed, f"{error}; then go on with: {shlex.join(parsed.again)}" if full else str(error))

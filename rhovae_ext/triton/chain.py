@@ -65,8 +65,10 @@ def log_of(v, less_one):
 @triton.jit
 def held(x):
     """Terms that are added up with either sign: infinite ones would cancel to NaN."""
-    bound: tl.constexpr = 2.0**1000 if x.dtype == tl.float64 else 2.0**115
-    return tl.clamp(x, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
+    if x.dtype == tl.float64:  # where no instruction clamps
+        return tl.where(x > 2.0**1000, 2.0**1000, tl.where(x < -(2.0**1000), -(2.0**1000), x))
+    else:
+        return tl.clamp(x, -(2.0**115), 2.0**115, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
