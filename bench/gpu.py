@@ -117,7 +117,7 @@ def extra_bytes(call: Outputs) -> int:
     return torch.cuda.max_memory_allocated() - before - sum(tensor.nbytes for tensor in outputs)
 
 
-def measure(rows: int, d: int, name: str, backend: str) -> list[Result]:
+def measure(rows: int, d: int, name: str, backend: str, budget: float) -> list[Result]:
     sets = sets_of_peers(rows, d, DTYPES[name], backend)
     gradients = output_gradients(rows, d, torch.device("cuda"))
 
@@ -133,7 +133,7 @@ def measure(rows: int, d: int, name: str, backend: str) -> list[Result]:
         calls = {sets[0][i].name: [call_of(some[i], direction) for some in sets] for i in taking_part}
         extra = {peer: extra_bytes(turns[0]) for peer, turns in calls.items()}
         times = interleaved(
-            {peer: in_turn(turns) for peer, turns in calls.items()}, cuda_timer, budget=0.5, rounds=25
+            {peer: in_turn(turns) for peer, turns in calls.items()}, cuda_timer, budget=budget, rounds=25
         )
         for i in taking_part:
             peer = sets[0][i]
@@ -286,22 +286,28 @@ def main() -> None:
     parser.add_argument("--backend", default="native", help="the library's backend to time")
     parser.add_argument("--steps", type=Path, help="JSON of what a report did before, to be told with it")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument(
+        "--budget", type=float, default=0.5, help="seconds for each peer at each size (default: %(default)s)"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(
             "bench.gpu: torch sees no GPU. Run it on a machine with one; `rhovae doctor` says more."
         )
     machine = describe_gpu()
-    results: list[Result] = []
-    for name in DTYPES:
-        for rows, d in SIZES:
-            print(f"{name}, {rows} x {d} ...", file=sys.stderr, flush=True)
-            results += measure(rows, d, name, options.backend)
     steps = json.loads(options.steps.read_text()) if options.steps else []
     label = "-".join(machine["gpu"].lower().split())
     stem = unused_stem(options.out, f"{label}-{date.today().isoformat()}")
     command = shlex.join(["python", "-m", "bench.gpu", *sys.argv[1:]])
-    for path in write(stem, results, machine, steps, command):
+    results: list[Result] = []
+    paths: list[Path] = []
+    for name in DTYPES:
+        for rows, d in SIZES:
+            print(f"{name}, {rows} x {d} ...", file=sys.stderr, flush=True)
+            results += measure(rows, d, name, options.backend, options.budget)
+            # After every size: a benchmark that is cut off has still been one.
+            paths = write(stem, results, machine, steps, command)
+    for path in paths:
         print(f"wrote {path}")
     print(stem.with_name(stem.name + ".md").read_text())
 

@@ -128,7 +128,7 @@ def peers(
     if d <= LOOP_STEPS and rows * d <= LOOP_ELEMENTS:
         found.append(Peer(LOOP, partial(paper_loop, *inputs), inputs))
         found.append(Peer(STACKED, partial(stacked_loop, *inputs), inputs))
-    if rows * d * d <= CHOLESKY_NUMBERS:
+    if rows * d * d <= CHOLESKY_NUMBERS and dtype.itemsize >= 4:  # of half types there is no factorisation
         found.append(Peer("dense Cholesky", partial(dense_cholesky, *inputs), inputs))
 
     def torch_noise() -> tuple[Tensor]:
