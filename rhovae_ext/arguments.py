@@ -114,6 +114,11 @@ def chain_length(operation: str, name: str, mu: Tensor) -> int:
     return shape[-1]
 
 
+def _check_layout(operation: str, name: str, value: Tensor) -> None:
+    if value.layout is not _STRIDED or value.is_nested:
+        _refuse_layout(operation, name, value)
+
+
 def _refuse_layout(operation: str, name: str, value: Tensor) -> NoReturn:
     kind = "nested tensor" if value.is_nested else f"tensor of layout {value.layout}"
     _refuse(TypeError, operation, name, "a dense tensor", f"a {kind}", "Convert or pad it.")
@@ -139,8 +144,7 @@ def _parameter(
     if not isinstance(value, Tensor):
         number = _number(operation, name, value, arithmetic_dtype(mu))
         return torch.full((), number, dtype=arithmetic_dtype(mu), device=mu.device)
-    if value.layout is not _STRIDED or value.is_nested:
-        _refuse_layout(operation, name, value)
+    _check_layout(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
@@ -289,8 +293,8 @@ def _check_eps(
 ) -> None:
     samples = [] if num_samples is None else [num_samples]
     shape = [*samples, *broadcast_leading(mu, scale, rho), mu.shape[-1]]
-    if isinstance(eps, Tensor) and (eps.layout is not _STRIDED or eps.is_nested):
-        _refuse_layout(operation, "eps", eps)
+    if isinstance(eps, Tensor):
+        _check_layout(operation, "eps", eps)
     if not isinstance(eps, Tensor) or list(eps.shape) != shape:
         got = f"shape {tuple(eps.shape)}" if isinstance(eps, Tensor) else _described(eps)
         _refuse(
@@ -358,10 +362,13 @@ def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
             _described(key),
             "Give for example key=(seed, 0).",
         )
-    seed, offset = key
-    pair = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
-    # On the CPU, whatever the default device is.
-    return torch.tensor(pair, dtype=torch.int64, device="cpu").view(torch.uint64)
+    return _key_of_pair(operation, key, torch.device("cpu"))  # whatever the default device is
+
+
+def _key_of_pair(operation: str, pair: Any, device: torch.device) -> Tensor:
+    seed, offset = pair
+    patterns = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
+    return torch.tensor(patterns, dtype=torch.int64, device=device).view(torch.uint64)
 
 
 def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> Tensor:
@@ -388,9 +395,7 @@ def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> 
             _described(key),
             "Give for example key=7 or key=(7, 0).",
         )
-    seed, offset = key
-    pair = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
-    return torch.tensor(pair, dtype=torch.int64, device=device).view(torch.uint64)
+    return _key_of_pair(operation, key, device)
 
 
 def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:
@@ -428,8 +433,7 @@ def density(operation: str, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor) -
     """Checks the point of a log-density against parameters that are already checked."""
     if not isinstance(z, Tensor):
         _refuse(TypeError, operation, "z", "a tensor", _described(z), "Give it as torch.as_tensor(...).")
-    if z.layout is not _STRIDED or z.is_nested:
-        _refuse_layout(operation, "z", z)
+    _check_layout(operation, "z", z)
     if z.dtype is not mu.dtype:
         _refuse(TypeError, operation, "z", f"{mu.dtype} (as mu)", z.dtype, "Convert it: z.to(mu.dtype).")
     same_device(operation, "z", z, mu)

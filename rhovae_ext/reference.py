@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .shapes import align_parameter, arithmetic_dtype, broadcast_leading
+from .correlation import innovation, inside, log_cosh, sign
+from .shapes import align_parameter, arithmetic_dtype, broadcast_leading, widest_dtype
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -29,10 +30,6 @@ _LARGEST_LOGIT = {torch.float32: 40.0, torch.float64: 100.0}
 # than exp(-150), or -200, which leaves room for squares.
 _LARGEST_LOG_SCALE = {torch.float32: 150.0, torch.float64: 700.0}
 _LARGEST_LOG_PRECISION = {torch.float32: 150.0, torch.float64: 200.0}
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 # Noise
@@ -84,7 +81,7 @@ def _box_muller(u1: Tensor, u2: Tensor) -> Tensor:
 
 def normals(key: Tensor, rows: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     """Standard normals (*rows.shape, d) of dtype's stream: float32 has four a block, float64 two."""
-    inner = _widest(rows.device)  # a uniform next to 1 keeps too few digits in float32
+    inner = widest_dtype(rows)  # a uniform next to 1 keeps too few digits in float32
     if dtype == torch.float64:
         words = noise_words(key, rows, (d + 1) // 2).to(inner)
         uniforms = words[..., 0::2] * 2.0**-32 + (words[..., 1::2] + 0.5) * 2.0**-64
@@ -121,18 +118,6 @@ class _Chain(NamedTuple):
     minus_log_c2: Tensor  # -log(1 - rho^2)
 
 
-def _magnitude(logit: Tensor) -> Tensor:
-    # torch.abs has gradient 0 at 0, where the branch a >= 0 of every formula below has the right one.
-    return torch.where(logit >= 0, logit, -logit)
-
-
-def _minus_log_c2(magnitude: Tensor) -> Tensor:
-    """2 log cosh a: where that is small, without a difference."""
-    sinh = torch.sinh(magnitude.clamp(max=1.0))
-    beyond = 2.0 * (magnitude + torch.log1p(torch.exp(-2.0 * magnitude)) - math.log(2.0))
-    return torch.where(magnitude < 1.0, torch.log1p(sinh * sinh), beyond)
-
-
 def _beyond_linear_of_exp(x: Tensor) -> Tensor:
     """e^x - 1 - x: next to 0 by its series, where the difference would lose its digits."""
     small, series = x.clamp(-0.3, 0.3), torch.ones_like(x)
@@ -153,25 +138,18 @@ def _beyond_linear_of_log(m: Tensor) -> Tensor:
 
 def _chain_from_logits(log_s: Tensor, logit: Tensor, largest: float) -> _Chain:
     """rho = tanh(a) and c = 1/cosh(a) through t = exp(-|a|): no overflow, no lost digit, derivatives too."""
-    magnitude = _magnitude(logit)
-    t = torch.exp(-magnitude)
+    t = torch.exp(-sign(logit) * logit)
     q = t * t
     tanh = (1.0 - q) / (1.0 + q)  # not by expm1, whose derivative loses its digits as q vanishes
     rho = torch.where(logit >= 0, tanh, -tanh)
     s = torch.exp(log_s.clamp(-largest, largest))
     less_one = torch.expm1(log_s)
     kl_of_s = 0.5 * less_one * less_one + _beyond_linear_of_exp(log_s)
-    return _Chain(s, rho, 2.0 * t / (1.0 + q), log_s, kl_of_s, _minus_log_c2(magnitude))
-
-
-def _inside_unit_interval(rho: Tensor) -> Tensor:
-    """NaN where |rho| >= 1. Added, not selected: the gradient there has to be NaN as well and not zero."""
-    valid = rho.abs() < 1
-    return rho + torch.where(valid, 0.0, math.nan).to(rho.dtype)
+    return _Chain(s, rho, 2.0 * t / (1.0 + q), log_s, kl_of_s, 2.0 * log_cosh(logit))
 
 
 def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
-    rho = _inside_unit_interval(rho)
+    rho = inside(rho)
     log_s, c = torch.log(s), torch.sqrt((1.0 - rho) * (1.0 + rho))
     less_one = s - 1.0
     kl_of_s = 0.5 * less_one * less_one + _beyond_linear_of_log(less_one)
@@ -184,7 +162,7 @@ def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
 
 def _operands(mu: Tensor, scale: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The three in the widest type, converted once each so that gradients round once."""
-    dtype = _widest(mu.device)
+    dtype = widest_dtype(mu)
     scale, rho = align_parameter(scale, mu), align_parameter(rho, mu)
     # A chain of one step has no correlation: its value is dropped, its gradient is zero whatever the value.
     rho = rho[..., :0] if mu.shape[-1] == 1 else rho
@@ -229,19 +207,6 @@ def _kl_per_dimension(chain: _Chain, mu: Tensor, d: int) -> Tensor:
     kl = chain.kl_of_s + 0.5 * mu * mu
     tied = (0.5 * chain.minus_log_c2).expand(*chain.minus_log_c2.shape[:-1], d - 1)
     return kl + torch.nn.functional.pad(tied, (1, 0))
-
-
-def _innovations(x: Tensor, chain: _Chain) -> Tensor:
-    return (x[..., 1:] - chain.rho * x[..., :-1]) / chain.c
-
-
-def _innovations_from_logits(x: Tensor, logit: Tensor, dtype: torch.dtype) -> Tensor:
-    """(x_k - rho x_{k-1}) cosh a as (x_k -+ x_{k-1}) +- (1 - |rho|) x_{k-1}, which keeps 1 - |rho| exact."""
-    magnitude = _magnitude(logit)
-    q = torch.exp(-2.0 * magnitude)
-    previous = torch.where(logit >= 0, x[..., :-1], -x[..., :-1])
-    difference = (x[..., 1:] - previous) + previous * (2.0 * q / (1.0 + q))
-    return difference * torch.cosh(magnitude.clamp(max=_LARGEST_LOGIT[dtype]))
 
 
 def _total(values: Tensor, count: int) -> Tensor:
@@ -289,7 +254,11 @@ def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
     centred = z.to(mu.dtype) - mu
     largest = _LARGEST_LOG_PRECISION[dtype]
     x = centred * torch.exp(-chain.log_s.clamp(-largest, largest)) if logits else centred / chain.s
-    eps = _innovations_from_logits(x, rho, dtype) if logits else _innovations(x, chain)
+    now, before = x[..., 1:], x[..., :-1]
+    if logits:
+        eps = innovation(now, before, rho, _LARGEST_LOGIT[dtype])
+    else:
+        eps = (now - chain.rho * before) / chain.c
     squares = (x[..., 0] * x[..., 0]) + (eps * eps).sum(-1)
     logs = _total(chain.log_s, d) - 0.5 * _total(chain.minus_log_c2, d - 1)
     return -(0.5 * squares + logs + 0.5 * d * math.log(2.0 * math.pi)).to(dtype)

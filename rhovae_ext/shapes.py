@@ -18,6 +18,11 @@ def arithmetic_dtype(mu: Tensor) -> torch.dtype:
     return torch.float64 if mu.dtype == torch.float64 else torch.float32
 
 
+def widest_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64, for what takes differences of numbers that nearly agree; what a device has instead of it."""
+    return torch.float32 if any(tensor.device.type == "mps" for tensor in tensors) else torch.float64
+
+
 def parameter_leading(parameter: Tensor, mu: Tensor) -> torch.Size:
     """Leading axes of a scale or rho: all of them for one value per row, else all but the last."""
     return parameter.shape if parameter.dim() == mu.dim() - 1 else parameter.shape[:-1]

@@ -91,10 +91,10 @@ RHOVAE_HD V log_cosh_over_square(V square) {
 // cosh a = |a| + log(1 + t^2) - log 2. None of them overflows, at any logit.
 template <class M, class V>
 RHOVAE_HD Correlation<V> correlation_from_logit(V a) {
-  const V size = M::abs(a), held = M::at_most(size, kLargestLogit<typename M::Real>);
   using Real = typename M::Real;
+  const V size = M::abs(a);
   constexpr Real log2 = static_cast<Real>(0.693147180559945309417232121458);
-  const V t = M::exp(-held), t2 = t * t;
+  const V t = M::exp(-M::at_most(size, kLargestLogit<Real>)), t2 = t * t;
   const V inverse = 1.0f / (1.0f + t2);
   const V near = a * a * log_cosh_over_square<Real>(a * a), far = (size - log2) + M::log1p_of_unit(t2);
   return {M::copysign((1.0f - t2) * inverse, a), 2.0f * t * inverse, size < 1.0f ? near : far,

@@ -4,22 +4,10 @@
 // needs one pass: its tangent runs forward beside x. Per step, or for the gradient of eps, the adjoint runs
 // backward.
 
+#include "../core/gradients.h"
 #include "forward.h"
 
 namespace rhovae::RHOVAE_ISA {
-
-// From sums of g_k x_k and lambda_k (x_{k-1} - rho_k x_k) to the gradient of what the caller gave; h is the
-// KL's.
-template <class V>
-RHOVAE_INLINE V scale_gradient(const Backward& p, V gx, V h, V s) {
-  if (!p.dkl.data) return p.logits ? s * gx : gx;  // s = 0 is allowed where no KL divides by it
-  return p.logits ? s * gx + kl_gradient_log_scale(h, s) : gx + h * kl_gradient_scale(s);
-}
-template <class V>
-RHOVAE_INLINE V rho_gradient(const Backward& p, V by_logit, V h, V rho, V c) {
-  const V gradient = by_logit + h * rho;
-  return p.logits ? gradient : gradient / (c * c);
-}
 
 // The gradient of the KL along a row: zero, one value, or one a step.
 template <class C>

@@ -4,6 +4,7 @@
 // noise again. A row's samples follow one another in its team, so that their gradients add up in a fixed
 // order.
 
+#include "../core/gradients.h"
 #include "forward.cuh"
 
 namespace rhovae::cuda {
@@ -31,19 +32,6 @@ class KlGradient {
   V row_;
   bool given_;
 };
-
-// From sum g_k x_k and sum lambda_k (x_{k-1} - rho_k x_k), with h of the KL, to gradients by what the caller
-// gave.
-template <class V>
-__device__ __forceinline__ V scale_gradient(const Backward& p, V gx, V h, V s) {
-  if (!p.dkl.data) return p.logits ? s * gx : gx;  // s = 0 is allowed where no KL divides by it
-  return p.logits ? s * gx + kl_gradient_log_scale(h, s) : gx + h * kl_gradient_scale(s);
-}
-template <class V>
-__device__ __forceinline__ V rho_gradient(const Backward& p, V by_logit, V h, V rho, V c) {
-  const V gradient = by_logit + h * rho;
-  return p.logits ? gradient : gradient / (c * c);
-}
 
 // What both ways through a row share: its operands, its sums, and what leaves.
 template <class T, class Team, bool kPerStep>

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rhovae.distributions.correlations import wide_dtype
 from rhovae.posteriors import Posterior
+from rhovae_ext.shapes import widest_dtype
 
 _LOG_2_PI = math.log(2.0 * math.pi)
 _OFFSET_STRIDE = 1 << 32
@@ -80,7 +80,7 @@ def mmd(z: Tensor, prior: Tensor) -> Tensor:
         return (kernel(a, a).sum() - n) / (n * (n - 1))
 
     # squares of what a runaway scale draws would leave float32, and infinity less infinity is NaN
-    dtype, wide = torch.promote_types(z.dtype, torch.float32), wide_dtype(z)
+    dtype, wide = torch.promote_types(z.dtype, torch.float32), widest_dtype(z)
     z, prior = z.to(wide), prior.to(z.device, wide)
     return (within(z) + within(prior) - 2.0 * kernel(z, prior).mean()).to(dtype)
 

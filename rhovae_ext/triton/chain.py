@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from . import launch
 
 NVIDIA = tl.constexpr(launch.NVIDIA)
+LARGEST_FLOAT = tl.constexpr(launch.LARGEST_TERM[torch.float32])
+LARGEST_DOUBLE = tl.constexpr(launch.LARGEST_TERM[torch.float64])
 
 
 @triton.jit
@@ -66,9 +69,9 @@ def log_of(v, less_one):
 def held(x):
     """Terms that are added up with either sign: infinite ones would cancel to NaN."""
     if x.dtype == tl.float64:  # where no instruction clamps
-        return tl.where(x > 2.0**1000, 2.0**1000, tl.where(x < -(2.0**1000), -(2.0**1000), x))
+        return tl.where(x > LARGEST_DOUBLE, LARGEST_DOUBLE, tl.where(x < -LARGEST_DOUBLE, -LARGEST_DOUBLE, x))
     else:
-        return tl.clamp(x, -(2.0**115), 2.0**115, propagate_nan=tl.PropagateNan.ALL)
+        return tl.clamp(x, -LARGEST_FLOAT, LARGEST_FLOAT, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -35,6 +35,9 @@ INTEGERS = [
 # kernel, grid, a tensor on the device, arguments
 Launch = Callable[[Any, tuple[int, int], Tensor, dict[str, Any]], None]
 
+# What is added up with either sign is held here: infinite terms would cancel to NaN.
+LARGEST_TERM = {torch.float32: 2.0**115, torch.float64: 2.0**1000}
+
 MOST_SAMPLES = 65535  # of one launch: the limit of a grid's second axis
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..shapes import align_parameter, arithmetic_dtype, broadcast, broadcast_leading
 from . import blocks
+from .launch import LARGEST_TERM
 
 _SAMPLED = ("eps", "dz")  # operands that may have an axis of samples
 _ONE_OR_EACH = ("scale", "rho", "dkl")  # operands with a value for the row or one for each step
@@ -39,7 +40,7 @@ class Gradient(NamedTuple):
         summed, shape = self.space, self.with_last.shape
         if summed.shape != shape:
             if held:
-                bound = 2.0**1000 if summed.dtype == torch.float64 else 2.0**115
+                bound = LARGEST_TERM[summed.dtype]
                 summed = summed.clamp(-bound, bound)
             if summed.shape[-1] != shape[-1]:  # a part for every chunk of the row
                 summed = summed.sum(-1, keepdim=True)

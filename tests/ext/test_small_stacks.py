@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 
 import rhovae_ext
 from rhovae_ext import native
+from tests.children import python
 
-ROOT = Path(__file__).resolve().parents[2]
 STACK = 128 << 10
 STEPS = (5, 100, 318, 400, 5000, 70_000)
 
@@ -76,17 +72,7 @@ def on_small_stacks(threads: int) -> None:
 def test_small_stacks(capability: str) -> None:
     if native.unavailable is not None:
         pytest.skip(f"native: {native.unavailable}")
-    environment = {"RHOVAE_CPU_CAPABILITY": capability, "OMP_STACKSIZE": "128k"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ext.test_small_stacks"],
-        env=os.environ | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "that this processor has" in done.stderr:
-        pytest.skip(f"this processor has no {capability}")
+    done = python("-m", "tests.ext.test_small_stacks", RHOVAE_CPU_CAPABILITY=capability, OMP_STACKSIZE="128k")
     assert done.returncode == 0, f"exit {done.returncode} at {done.stdout[-100:]}\n{done.stderr[-2000:]}"
     assert "everything ran" in done.stdout
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from rhovae_ext import native
+from tests.children import python
 from tests.fuzz.noise import Words, philox
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = 13
 CALLS = 400
 
 
 def random_calls(first: int, **environment: str) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--seed", str(SEED), "--workers", "1"]
-    command += ["--first", str(first), "--calls", str(CALLS)]
-    done = subprocess.run(
-        command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["-m", "tests.fuzz", "--seed", str(SEED), "--workers", "1"]
+    done = python(*command, "--first", str(first), "--calls", str(CALLS), **environment)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert f"seed {SEED}: {CALLS} calls, 0 findings" in done.stdout
 
@@ -42,20 +34,10 @@ def test_random_calls(block: int) -> None:
 @pytest.mark.parametrize(("block", "capability"), [(2, "portable"), (3, "avx2")])
 def test_other_instruction_sets(block: int, capability: str) -> None:
     """The widest one of this processor is what the test above ran."""
-    environment = {"RHOVAE_CPU_CAPABILITY": capability}
     ask = "import torch, rhovae_ext; print(torch.ops.rhovae.cpu_capability())"
-    answer = subprocess.run(
-        [sys.executable, "-c", ask],
-        env=os.environ | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "that this processor has" in answer.stderr:
-        pytest.skip(f"this processor has no {capability}")
+    answer = python("-c", ask, RHOVAE_CPU_CAPABILITY=capability)
     assert answer.stdout.strip() == capability, answer.stderr
-    random_calls(block * CALLS, **environment)
+    random_calls(block * CALLS, RHOVAE_CPU_CAPABILITY=capability)
 
 
 def test_the_noise_of_the_truth(philox_answers: list[tuple[list[int], list[int], list[int]]]) -> None:

@@ -19,14 +19,12 @@ from rhovae.distributions.correlations import (
     bounded,
     cumulative_correlations,
     cumulative_logits,
-    inside,
-    log_cosh,
     tanh,
     total,
-    wide_dtype,
 )
 from rhovae_ext import ar1_log_prob_with_logits, ar1_reparam_kl_with_logits, arguments
-from rhovae_ext.shapes import align_parameter, arithmetic_dtype, broadcast_leading
+from rhovae_ext.correlation import inside, log_cosh
+from rhovae_ext.shapes import align_parameter, arithmetic_dtype, broadcast_leading, widest_dtype
 
 Self = TypeVar("Self", bound="AR1Normal")
 Key = tuple[int, int] | Tensor
@@ -105,7 +103,7 @@ class AR1Normal(Distribution):
         self.scale = scale.expand(loc.shape)
         self.corr = corr.expand(_steps(loc))
         # a logarithm rounded to float32 has lost what sets two nearly equal chains apart
-        wide = wide_dtype(loc)
+        wide = widest_dtype(loc)
         self._assign(loc, scale.to(wide).log(), inside(corr.to(wide)).atanh(), backend, validate_args)
 
     @classmethod

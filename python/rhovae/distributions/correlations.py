@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from rhovae_ext.correlation import log_cosh, sign
+from rhovae_ext.shapes import widest_dtype
+
 # Past this |logit| the hyperbolic functions would overflow when squared, and rho is 1 to every digit.
-_LARGEST_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
-
-
-def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64, for what takes differences of numbers that nearly agree; what a device has instead of it."""
-    return torch.float32 if any(x.device.type == "mps" for x in tensors) else torch.float64
+LARGEST_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
 
 
 def total(values: Tensor) -> Tensor:
     """The sum over the last axis, which keeps its digits however long that is."""
-    return values.sum(-1, dtype=wide_dtype(values)).to(values.dtype)
-
-
-def inside(rho: Tensor) -> Tensor:
-    """NaN where |rho| >= 1. Added, not selected: the gradient there has to be NaN as well and not zero."""
-    return rho + torch.where(rho.abs() < 1, 0.0, math.nan).to(rho.dtype)
-
-
-def sign(a: Tensor) -> Tensor:
-    """1 or -1: ``sign(a) * a`` is |a|, and formulas in it stay differentiable at 0."""
-    return torch.copysign(a.new_ones(()), a)
+    return values.sum(-1, dtype=widest_dtype(values)).to(values.dtype)
 
 
 def tanh(a: Tensor) -> Tensor:
@@ -39,25 +25,10 @@ def tanh(a: Tensor) -> Tensor:
     return torch.where(near, torch.tanh(torch.where(near, a, 0.0)), sign(a) * (1.0 - q) / (1.0 + q))
 
 
-def log_cosh(a: Tensor) -> Tensor:
-    """``log cosh a = -1/2 log(1 - tanh(a)^2)``, finite wherever a is, with every digit where it is small."""
-    near = a.abs() < 1
-    size = torch.where(near, 1.0, sign(a) * a)
-    far = size + torch.log1p(torch.exp(-2.0 * size)) - math.log(2.0)
-    return torch.where(near, torch.log1p(2.0 * torch.sinh(0.5 * torch.where(near, a, 0.0)).square()), far)
-
-
 def bounded(logits: Tensor) -> Tensor:
     """Logits whose sinh and cosh can still be squared."""
-    limit = _LARGEST_LOGIT[logits.dtype]
+    limit = LARGEST_LOGIT[logits.dtype]
     return logits.clamp(-limit, limit)
-
-
-def innovation(now: Tensor, before: Tensor, logit: Tensor) -> Tensor:
-    """``(now - r before) / sqrt(1 - r^2)`` with r = tanh(logit), keeping 1 - |r| exact."""
-    size = sign(logit) * bounded(logit)
-    q, aligned = torch.exp(-2.0 * size), sign(logit) * before
-    return ((now - aligned) + aligned * (2.0 * q / (1.0 + q))) * size.cosh()
 
 
 def chain_logit(a: Tensor, b: Tensor) -> Tensor:

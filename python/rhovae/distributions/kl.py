@@ -15,10 +15,11 @@ from torch.distributions import Independent, MultivariateNormal, Normal, registe
 from torch.nn.functional import pad
 
 from rhovae.distributions.ar1_normal import AR1Normal
-from rhovae.distributions.correlations import innovation, log_cosh, total, wide_dtype
+from rhovae.distributions.correlations import LARGEST_LOGIT, total
 from rhovae.distributions.terms import divergence, terms
 from rhovae_ext import ar1_kl_with_logits
-from rhovae_ext.shapes import arithmetic_dtype
+from rhovae_ext.correlation import innovation, log_cosh
+from rhovae_ext.shapes import arithmetic_dtype, widest_dtype
 
 Chain: TypeAlias = "AR1Normal | Independent[Normal]"
 
@@ -95,12 +96,12 @@ def _whitened(values: Tensor, p: AR1Normal, rows: int = 1) -> Tensor:
     """The innovations that make p's deviations from its mean these values, over as many more axes of rows."""
     scale, logit = (x.reshape(*x.shape[:-1], *[1] * rows, x.shape[-1]) for x in (p.scale, p.corr_logit))
     x = values / scale
-    return torch.cat((x[..., :1], innovation(x[..., 1:], x[..., :-1], logit)), -1)
+    return torch.cat((x[..., :1], innovation(x[..., 1:], x[..., :-1], logit, LARGEST_LOGIT[x.dtype])), -1)
 
 
 def _widened(q: AR1Normal) -> AR1Normal:
     """The same chain in the type whose sums of squares keep their digits."""
-    loc = q.loc.to(wide_dtype(q.loc))
+    loc = q.loc.to(widest_dtype(q.loc))
     logs = (x.to(loc.dtype) for x in (q._exact_log_scale, q._exact_corr_logit))
     return AR1Normal.from_logits(loc, *logs, validate_args=False)
 
@@ -124,7 +125,7 @@ def _to_independent(q: AR1Normal, p: Independent[Normal] | None, *, per_dim: boo
         if per_dim:
             return _to_chain(q, _chain(p))
         _check_event("Independent(Normal)", q, base.loc.shape[-1])
-        dtype, wide = _result_dtype(loc, base.loc), wide_dtype(loc)
+        dtype, wide = _result_dtype(loc, base.loc), widest_dtype(loc)
         loc = ((loc.to(wide) - base.loc) / base.scale).to(dtype)
         log_scale = (q._exact_log_scale.to(wide) - base.scale.to(wide).log()).to(dtype)
         # ranks decide what a parameter is: the three need equally many axes

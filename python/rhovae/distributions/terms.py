@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
-from rhovae.distributions.correlations import sign, wide_dtype
+from rhovae_ext.correlation import sign
+from rhovae_ext.shapes import widest_dtype
 
 
 def terms(
@@ -86,7 +87,7 @@ def _operands(
     mu: Tensor, log_s: Tensor, a: Tensor, m: Tensor, log_p: Tensor, b: Tensor
 ) -> tuple[Tensor, ...]:
     """mu - m, log_s, log_p, a and b in the type of the arithmetic; one value for a row stays one value."""
-    dtype = wide_dtype(mu)
+    dtype = widest_dtype(mu)
     return (mu.to(dtype) - m.to(dtype), *(x.to(dtype) for x in (log_s, log_p, a, b)))
 
 
