@@ -144,12 +144,16 @@ def _parameter(
     if not isinstance(value, Tensor):
         number = _number(operation, name, value, arithmetic_dtype(mu))
         return torch.full((), number, dtype=arithmetic_dtype(mu), device=mu.device)
-    _check_layout(operation, name, value)
+    if value.layout is not _STRIDED:
+        _refuse_layout(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
     same_device(operation, name, value, mu, of)
-    own, rank = value.shape, mu.dim()
+    try:
+        own, rank = value.shape, mu.dim()
+    except RuntimeError:  # a nested one has no shape
+        _refuse_layout(operation, name, value)
     if len(own) >= rank:
         if own[-1] == 1 or own[-1] == steps:
             return value

@@ -19,17 +19,9 @@ RHOVAE_HD V standardise(V z, V mu, V s) {
   return held<M>((z - mu) / s);
 }
 
-// What rounding took off rho, whose exact value is +-(1 - gap).
 template <class M, class V>
-RHOVAE_HD V rounded_off(V rho, V gap) {
-  const V size = M::abs(rho);
-  return M::copysign(V{} + 1.0f, rho) * ((1.0f - size) - gap);
-}
-
-template <class M, class V>
-RHOVAE_HD V residual(V rho, V gap, V c, V x_previous, V x) {
-  const V difference = (x - rho * x_previous) - rounded_off<M>(rho, gap) * x_previous;
-  return held<M>(difference / c);
+RHOVAE_HD V residual(V rho, V c, V x_previous, V x) {
+  return held<M>((x - rho * x_previous) / c);
 }
 
 // eps_k/c_k

@@ -120,7 +120,7 @@ RHOVAE_INLINE void adjoint_carry(const TileParameters<C, Terms::Gradient>& p, co
   CarryOf<C, remembers> lambda(adjoint);
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
     const V<C> source = As::load(dz + i, static_cast<int>(count - i)) * p.s[i];
-    scan_down<C>(load<C>(p.rho + i + 1), load<C>(p.gap + i + 1), source, lambda);
+    scan_down<C>(load<C>(p.rho + i + 1), load<C>(p.c + i + 1), source, lambda);
   }
   adjoint = lambda.value();
 }
@@ -133,7 +133,7 @@ RHOVAE_INLINE void chain_tile(const TileParameters<C, Terms::Gradient>& p, const
   for (int64_t i = 0; i < count; i += Lanes<C>::n) {
     const V<C> rho = load<C>(p.rho + i), c = load<C>(p.c + i), e = load<C>(eps + i);
     const V<C> before = carry.lanes;
-    const V<C> x = scan_up<C>(rho, load<C>(p.gap + i), innovation(c, e), carry);
+    const V<C> x = scan_up<C>(rho, c, innovation(c, e), carry);
     store<C>(xs + i, x);
     store<C>(sources + i, tangent_source(rho, c, shift_up<C, 1>(before, x), e));
   }
@@ -151,7 +151,7 @@ RHOVAE_INLINE void adjoint_tile(const TileParameters<C, Terms::Gradient>& p, con
   for (int64_t i = (count - 1) / n * n; i >= 0; i -= n) {
     const int left = static_cast<int>(count - i);
     const V<C> g = As::load(dz + i, left);
-    const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), load<C>(p.gap + i + 1), g * p.s[i], carry);
+    const V<C> lambda = scan_down<C>(load<C>(p.rho + i + 1), load<C>(p.c + i + 1), g * p.s[i], carry);
     const V<C> gx = g * load<C>(xs + i), by_logit = lambda * load<C>(sources + i);
     collect<C, first_sample, scale_steps>(sum.gx + i, gx_row, gx);
     collect<C, first_sample, rho_steps>(sum.by_logit + i, by_logit_row, by_logit);
@@ -211,14 +211,14 @@ void backward_along(const Backward& p, const LaneKeys& keys, const PerRow<C>& pa
   const int64_t dz_start = p.dz.data ? row_start(p.lead, p.dz, row) : 0;
   const int64_t tiles = tiles_of(p), length = tile_of(p);
   const C rho_row = params.rho[lane], c_row = params.c[lane];
-  const UniformScan<C> scan(rho_row, params.gap[lane]);
-  auto& t = scratch.make_unset<TileParameters<C, Terms::Gradient>>();
+  const UniformScan<C> scan(rho_row, c_row);
+  auto& t = scratch.make<TileParameters<C, Terms::Gradient>>();
   auto& sum = scratch.make<TileGradients<C>>();
   auto& kl = scratch.make<KlGradient<C>>();
-  auto& eps_buffer = scratch.make_unset<TileBuffer<C>>();
-  auto& out = scratch.make_unset<TileBuffer<C>>();
-  auto& xs = scratch.make_unset<TileBuffer<C>>();
-  auto& sources = scratch.make_unset<TileBuffer<C>>();
+  auto& eps_buffer = scratch.make<TileBuffer<C>>();
+  auto& out = scratch.make<TileBuffer<C>>();
+  auto& xs = scratch.make<TileBuffer<C>>();
+  auto& sources = scratch.make<TileBuffer<C>>();
   const auto count_of = [&](int64_t tile) {
     const int64_t left = p.steps - tile * length;
     return left < length ? left : length;
@@ -319,7 +319,7 @@ template <class C>
 class KlGradientAcross {
  public:
   RHOVAE_INLINE KlGradientAcross(const Backward& p, Group group, Scratch& scratch)
-      : steps(p.steps), buffer(scratch.make_unset<ShortBuffer<C>>()) {
+      : steps(p.steps), buffer(scratch.make<ShortBuffer<C>>()) {
     if (!p.dkl.data) return;
     step = p.dkl.step;
     if (step)
@@ -397,7 +397,7 @@ RHOVAE_INLINE void adjoint_across(const Parameters& p, C* eps, const C* dz, int6
 template <class C>
 RHOVAE_ALONE void mean_gradients(const Backward& p, Group group, V<C> h_row, Scratch& scratch) {
   const Scratch::Scope scope(scratch);
-  auto& sums = scratch.make_unset<ShortBuffer<C>>();
+  auto& sums = scratch.make<ShortBuffer<C>>();
   auto& h = scratch.make<KlGradient<C>>();
   with_sample_type<C>(p.mu.type, [&](auto as) RHOVAE_INLINE_BODY {
     for (int lane = 0; lane < group.rows; ++lane) {
@@ -422,10 +422,10 @@ RHOVAE_ALONE void backward_across(const Backward& p, const LaneKeys& keys, const
   const Across<C, steps, Terms::Gradient> t(p, params, group, scratch);
   const KlGradientAcross<C> h(p, group, scratch);
   auto& sum = scratch.make<AcrossGradients<C>>();
-  auto& eps = scratch.make_unset<ShortBuffer<C>>();
-  auto& dz = scratch.make_unset<ShortBuffer<C>>();
-  auto& xs = scratch.make_unset<ShortBuffer<C>>();
-  auto& sources = scratch.make_unset<ShortBuffer<C>>();
+  auto& eps = scratch.make<ShortBuffer<C>>();
+  auto& dz = scratch.make<ShortBuffer<C>>();
+  auto& xs = scratch.make<ShortBuffer<C>>();
+  auto& sources = scratch.make<ShortBuffer<C>>();
   if (!p.dz.data) sum.clear(length);
   for (int64_t s = 0; p.dz.data && s < p.samples; ++s) {
     V<C> x_last{}, t_last{};

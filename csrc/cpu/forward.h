@@ -89,8 +89,8 @@ RHOVAE_INLINE double sample_tile_steps(const KlParameters<C>& t, const typename 
   CarryOf<C, remembers> carry(x);
   RunSum<C> squares;
   over_registers<C>(count, [&](int64_t i, auto left) RHOVAE_INLINE_BODY {
-    const V<C> x = scan_up<C>(load<C>(t.rho + i), load<C>(t.gap + i),
-                              innovation(load<C>(t.c + i), load<C>(eps + i)), carry);
+    const V<C> c = load<C>(t.c + i);
+    const V<C> x = scan_up<C>(load<C>(t.rho + i), c, innovation(c, load<C>(eps + i)), carry);
     finish_sample<C, As>(t, mu, x, i, left, squares, z);
   });
   x = carry.value();
@@ -114,11 +114,11 @@ void forward_along(const Forward& p, const LaneKeys& keys, const PerRow<C>& para
   const Scratch::Scope scope(scratch);
   const int64_t mu_start = row_start(p.lead, p.mu, row);
   const int64_t scale_start = row_start(p.lead, p.scale, row), rho_start = row_start(p.lead, p.rho, row);
-  const UniformScan<C> scan(params.rho[lane], params.gap[lane]);
+  const UniformScan<C> scan(params.rho[lane], params.c[lane]);
   const bool independent = !p.rho.step && params.rho[lane] == 0;
   const int64_t tiles = tiles_of(p), length = tile_of(p);
-  auto& t = scratch.make_unset<KlParameters<C>>();
-  auto& eps_buffer = scratch.make_unset<TileBuffer<C>>();
+  auto& t = scratch.make<KlParameters<C>>();
+  auto& eps_buffer = scratch.make<TileBuffer<C>>();
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
     const int64_t first = tile * length, count = p.steps - first < length ? p.steps - first : length;
     const auto* mu = values_of<As>(p.mu, mu_start + first);
@@ -203,7 +203,7 @@ void kl_across(const Forward& p, const Parameters& t, Group group, Scratch& scra
   constexpr int n = Lanes<C>::n;
   const int64_t length = p.steps * n;
   const Scratch::Scope scope(scratch);
-  auto& kl = scratch.make_unset<ShortBuffer<C>>();
+  auto& kl = scratch.make<ShortBuffer<C>>();
   read_across<C>(p, p.mu, group, 0, p.steps, C(0), kl);
   if (p.kl_kind == Kl::PerRow) {
     const V<C> squares = sum_steps<C>(0, p.steps, [&](int64_t i) RHOVAE_INLINE_BODY {
@@ -229,7 +229,7 @@ class ForwardAcross {
       : p(p),
         keys(keys),
         scratch(scratch),
-        buffers{scratch.make_unset<ShortBuffer<C>>(), scratch.make_unset<ShortBuffer<C>>()} {}
+        buffers{scratch.make<ShortBuffer<C>>(), scratch.make<ShortBuffer<C>>()} {}
 
   // `steps`: s or rho has a value a step, worked out once for all samples.
   template <bool steps>

@@ -26,14 +26,9 @@ struct Functions {
   static RHOVAE_INLINE V sqrt(V v) { return sqrt_lanes(v); }
   static RHOVAE_INLINE U sign_bit() { return U{} + (static_cast<decltype(U{}[0] + 0)>(1) << (kBits - 1)); }
   static RHOVAE_INLINE V abs(V v) { return (V)((U)v & ~sign_bit()); }
-  static RHOVAE_INLINE V at_most(V v, double bound) {
-    const V limit = constant(bound);
-    return v > limit ? limit : v;  // written so that NaN stays
-  }
-  static RHOVAE_INLINE V at_least(V v, double bound) {
-    const V limit = constant(bound);
-    return v < limit ? limit : v;
-  }
+  // NaN stays: of a NaN and a number the second is taken.
+  static RHOVAE_INLINE V at_most(V v, double bound) { return least_lanes(constant(bound), v); }
+  static RHOVAE_INLINE V at_least(V v, double bound) { return greatest_lanes(constant(bound), v); }
   static RHOVAE_INLINE V copysign(V size, V sign) {
     return (V)(((U)size & ~sign_bit()) | ((U)sign & sign_bit()));
   }
@@ -59,8 +54,8 @@ struct Functions {
   };
   static RHOVAE_INLINE Exponential<V> exp_of(V x) {
     x = at_most(x, kSingle ? 89.0 : 710.0);
-    const V lowest = constant(kSingle ? -104.0 : -746.0);
-    const V bounded = x < lowest ? lowest : x;
+    constexpr double lowest = kSingle ? -104.0 : -746.0;
+    const V bounded = at_least(x, lowest);
     // Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits.
     const V rounder = constant(kSingle ? 12582912.0 : 6755399441055744.0);
     const V shifted = bounded * constant(1.44269504088896340735992468100) + rounder;
@@ -71,8 +66,10 @@ struct Functions {
                 n * constant(kSingle ? -2.12194440054690582770e-4 : 1.90821492927058770002e-10);
     const V beyond_linear = r * r * series<ExpSeries>(r), reduced = r + beyond_linear;
     const V value = times_power_of_two(1 + reduced, n, exponent);
-    const V power = times_power_of_two(constant(1), n, exponent);
-    const V less_one = abs(x) < 2 ? power * reduced + (power - 1) : value - 1;
+    // As far as it matters that 1 is taken away; the square of what is larger is infinite in any case.
+    const V some = at_least(at_most(n, 100), -100);
+    const V power = power_of_two((I)(some + rounder) - (I)rounder);
+    const V less_one = power * reduced + (power - 1);
     return {value, less_one, n == 0 ? beyond_linear : less_one - x};
   }
   static RHOVAE_INLINE V exp(V x) { return exp_of(x).value; }
@@ -93,15 +90,6 @@ struct Functions {
     static constexpr int count = kSingle ? 4 : 9;
     static constexpr double coefficient(int i) { return 2.0 / (2 * i + 3); }
   };
-  // log(1 + v) for v in [0, 1], where t = v/(2 + v) is at most 1/3.
-  struct LongArtanhSeries {
-    static constexpr int count = kSingle ? 7 : 16;
-    static constexpr double coefficient(int i) { return 2.0 / (2 * i + 1); }
-  };
-  static RHOVAE_INLINE V log1p_of_unit(V v) {
-    const V t = v / (2 + v);
-    return t * series<LongArtanhSeries>(t * t);
-  }
   // v = 2^exponent (1 + f) with 1 + f in [sqrt 1/2, sqrt 2], for a normal positive v.
   static RHOVAE_INLINE void split(V v, V& f, I& exponent) {
     const I above_sqrt_half = (I)v - (I)constant(0.70710678118654752440);

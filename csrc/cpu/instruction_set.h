@@ -49,7 +49,7 @@ void normals(const Noise& noise, uint64_t row, int64_t count, C* out) {
   const LaneKeys keys = lane_keys(noise.seed);
   Scratch& scratch = Scratch::of_thread();
   const Scratch::Scope scope(scratch);
-  auto& buffer = scratch.make_unset<TileBuffer<C>>();
+  auto& buffer = scratch.make<TileBuffer<C>>();
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t some = count - first < kTile ? count - first : kTile;
     normals_along<C>(keys, noise.offset + static_cast<uint64_t>(first / kNormalsPerBlock<C>),

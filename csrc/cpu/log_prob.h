@@ -22,8 +22,8 @@ struct Residuals {
     constexpr int n = Lanes<C>::n;
     const int64_t before = first > 0, after = first + count < p.steps;
     const Scratch::Scope scope(scratch);
-    auto& z = scratch.make_unset<TileBuffer<C>>();
-    auto& mu = scratch.make_unset<TileBuffer<C>>();
+    auto& z = scratch.make<TileBuffer<C>>();
+    auto& mu = scratch.make<TileBuffer<C>>();
     const int64_t from = first - before, all = before + count + after;
     const int64_t scale_start = row_start(p.lead, p.scale, row);
     read_run(p.z, row_start(p.lead, p.z, row) + from, all, z);
@@ -40,8 +40,8 @@ struct Residuals {
     t.read(p, params, lane, scale_start, row_start(p.lead, p.rho, row), first, count, true);
     if (!p.rho.step) tied_log_c(params.minus_log_c[lane], p.steps, first, count, t.minus_log_c);
     for (int64_t i = 0; i <= count; i += n) {
-      store<C>(eps + i, residual<Functions<C>>(load<C>(t.rho + i), load<C>(t.gap + i), load<C>(t.c + i),
-                                               load<C>(x + i), load<C>(x + i + 1)));
+      store<C>(eps + i, residual<Functions<C>>(load<C>(t.rho + i), load<C>(t.c + i), load<C>(x + i),
+                                               load<C>(x + i + 1)));
     }
   }
 
@@ -57,8 +57,8 @@ void log_prob_along(const LogProb& p, const PerRow<C>& params, int lane, int64_t
                     Scratch& scratch) {
   constexpr int n = Lanes<C>::n;
   const Scratch::Scope scope(scratch);
-  auto& t = scratch.make_unset<DensityParameters<C>>();
-  auto& r = scratch.make_unset<Residuals<C>>();
+  auto& t = scratch.make<DensityParameters<C>>();
+  auto& r = scratch.make<Residuals<C>>();
   const int64_t tiles = tiles_of(p), length = tile_of(p);
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {
     const int64_t first = tile * length, count = p.steps - first < length ? p.steps - first : length;
@@ -90,12 +90,12 @@ void log_prob_backward_along(const LogProbBackward& p, const PerRow<C>& params, 
   using M = Functions<C>;
   constexpr int n = Lanes<C>::n;
   const Scratch::Scope scope(scratch);
-  auto& t = scratch.make_unset<DensityParameters<C>>();
-  auto& r = scratch.make_unset<Residuals<C>>();
-  auto& flow = scratch.make_unset<TileBuffer<C>>();
-  auto& by_x = scratch.make_unset<TileBuffer<C>>();
-  auto& dz = scratch.make_unset<TileBuffer<C>>();
-  auto& out = scratch.make_unset<TileBuffer<C>>();
+  auto& t = scratch.make<DensityParameters<C>>();
+  auto& r = scratch.make<Residuals<C>>();
+  auto& flow = scratch.make<TileBuffer<C>>();
+  auto& by_x = scratch.make<TileBuffer<C>>();
+  auto& dz = scratch.make<TileBuffer<C>>();
+  auto& out = scratch.make<TileBuffer<C>>();
   const V<C> h = splat<C>(read_one<C>(p.dlog_prob, row_start(p.lead, p.dlog_prob, row)));
   const int64_t tiles = tiles_of(p), length = tile_of(p);
   for (int64_t tile = relay.take(); tile < tiles; tile = relay.take()) {

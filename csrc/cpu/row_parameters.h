@@ -43,7 +43,7 @@ RHOVAE_INLINE V<C> row_values(const Problem& p, const Operand& from, Group group
 // s and rho of a group of rows that have one value each, a row a lane: they share the exponentials.
 template <class C>
 struct PerRow {
-  V<C> s, log_s, kl_of_s, rho, c, minus_log_c, gap;
+  V<C> s, log_s, kl_of_s, rho, c, minus_log_c;
 
   RHOVAE_INLINE PerRow(const Problem& p, Group group) {
     const V<C> scale = p.scale.step ? splat<C>(neutral_scale<C>(p.logits))
@@ -52,7 +52,7 @@ struct PerRow {
     const Scale<V<C>> a = scale_of<C>(p.logits, scale);
     const Correlation<V<C>> b = correlation_of<C>(p.logits, correlation);
     s = a.s, log_s = a.log_s, kl_of_s = a.kl;
-    rho = b.rho, c = b.c, minus_log_c = b.minus_log_c, gap = b.gap;
+    rho = b.rho, c = b.c, minus_log_c = b.minus_log_c;
   }
 };
 
@@ -111,9 +111,9 @@ RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int
 }
 
 // One step further than asked: rho[count] is what ties the run to the next one. Before the row's first step
-// and after its last there is no tie: rho = 0, c = 1. Returns the least gap.
+// and after its last there is no tie: rho = 0, c = 1. Returns the mean of c^2.
 template <class C, Terms terms>
-RHOVAE_INLINE C rho_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* rho, C* c, C* gap,
+RHOVAE_INLINE C rho_run(const Problem& p, int64_t start, int64_t first, int64_t count, C* rho, C* c,
                         C* minus_log_c) {
   const int64_t from = first == 0 ? 1 : first;
   const int64_t until = first + count < p.steps ? first + count + 1 : p.steps;
@@ -121,34 +121,32 @@ RHOVAE_INLINE C rho_run(const Problem& p, int64_t start, int64_t first, int64_t 
   if (until > from) read_run(p.rho, start + from - 1, until - from, rho + (from - first));
   for (int64_t i = until - first; i <= count; ++i) rho[i] = 0;
   pad(rho, count + 1, C(0));
-  V<C> least = splat<C>(1);
+  V<C> sum{};
+  int64_t summed = 0;
   for (int64_t i = 0; i <= count; i += Lanes<C>::n) {
     const Correlation<V<C>> v = correlation_of<C>(p.logits, load<C>(rho + i));
     store<C>(rho + i, v.rho);
     store<C>(c + i, working_c<C, terms>(v.c));
-    store<C>(gap + i, v.gap);
     if constexpr (terms != Terms::Gradient) store<C>(minus_log_c + i, v.minus_log_c);
-    least = v.gap < least ? v.gap : least;
+    sum += v.c * v.c;
+    summed += Lanes<C>::n;
   }
-  C smallest = least[0];
-  for (int lane = 1; lane < Lanes<C>::n; ++lane) smallest = least[lane] < smallest ? least[lane] : smallest;
-  return smallest;
+  const int64_t ties = until - from;  // what is beside them has c = 1
+  return ties > 0 ? (sum_lanes<C>(sum) - static_cast<C>(summed - ties)) / static_cast<C>(ties) : C(1);
 }
 
 // The same buffers where the row has one rho.
 template <class C, Terms terms>
 RHOVAE_INLINE void rho_run_uniform(const PerRow<C>& row, int lane, int64_t steps, int64_t first,
-                                   int64_t count, C* rho, C* c, C* gap) {
-  const C rho_row = row.rho[lane], c_row = working_c<C, terms>(row.c)[lane], gap_row = row.gap[lane];
+                                   int64_t count, C* rho, C* c) {
+  const C rho_row = row.rho[lane], c_row = working_c<C, terms>(row.c)[lane];
   for (int64_t i = 0; i <= count; ++i) {
     const bool tied = first + i > 0 && first + i < steps;
     rho[i] = tied ? rho_row : C(0);
     c[i] = tied ? c_row : C(1);
-    gap[i] = tied ? gap_row : C(1);
   }
   pad(rho, count + 1, C(0));
   pad(c, count + 1, C(1));
-  pad(gap, count + 1, C(1));
 }
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -6,6 +6,7 @@
 // another.
 
 #include "../core/ar1.h"
+#include "../core/parameters.h"
 #include "simd.h"
 
 namespace rhovae::RHOVAE_ISA {
@@ -36,6 +37,11 @@ struct LongCarry {
 template <class C, bool remembers>
 using CarryOf = std::conditional_t<remembers, LongCarry<C>, Carry<C>>;
 
+template <class C>
+RHOVAE_INLINE double exact_gap(C m, C c) {
+  return gap_of(std::fabs(static_cast<double>(m)), static_cast<double>(c));
+}
+
 // One multiplier for all steps: its powers are worked out once a row.
 template <class C>
 struct UniformScan {
@@ -44,7 +50,7 @@ struct UniformScan {
   V<C> decay;     // the last of them
   double exact_decay;
 
-  RHOVAE_INLINE UniformScan(C m, C gap) : exact_decay(1.0 - static_cast<double>(gap)) {
+  RHOVAE_INLINE UniformScan(C m, C c) : exact_decay(1.0 - exact_gap(m, c)) {
     constexpr int n = Lanes<C>::n;
     const V<C> one = splat<C>(1);
     power[0] = ramp = splat<C>(m);
@@ -83,19 +89,19 @@ struct UniformScan {
   }
 };
 
-// The product of a register's multipliers +-(1 - gap), their signs those of m.
+// The product of a register's multipliers.
 template <class C>
-RHOVAE_INLINE double exact_product(V<C> m, V<C> gap) {
+RHOVAE_INLINE double exact_product(V<C> m, V<C> c) {
   double product = 1;
   for (int lane = 0; lane < Lanes<C>::n; ++lane) {
-    product *= std::copysign(1.0 - static_cast<double>(gap[lane]), static_cast<double>(m[lane]));
+    product *= std::copysign(1.0 - exact_gap(m[lane], c[lane]), static_cast<double>(m[lane]));
   }
   return product;
 }
 
-// The multipliers are m, whose exact sizes are 1 - gap: so a LongCarry takes them.
+// m and c = sqrt(1 - m^2), from which a LongCarry has m exactly.
 template <class C, class Carry>
-RHOVAE_INLINE V<C> scan_up(V<C> m, [[maybe_unused]] V<C> gap, V<C> b, Carry& carry) {
+RHOVAE_INLINE V<C> scan_up(V<C> m, [[maybe_unused]] V<C> c, V<C> b, Carry& carry) {
   constexpr int n = Lanes<C>::n;
   [[maybe_unused]] const V<C> each = m;
   const V<C> zero{}, one = splat<C>(1);
@@ -105,7 +111,7 @@ RHOVAE_INLINE V<C> scan_up(V<C> m, [[maybe_unused]] V<C> gap, V<C> b, Carry& car
   if constexpr (n > 8) b = advance(m, shift_up<C, 8>(zero, b), b), m *= shift_up<C, 8>(one, m);
   const V<C> before = carry.lanes;
   if constexpr (std::is_same_v<Carry, LongCarry<C>>)
-    carry.advance_by(exact_product<C>(each, gap), broadcast_last<C>(b));
+    carry.advance_by(exact_product<C>(each, c), broadcast_last<C>(b));
   else
     carry.advance_by(broadcast_last<C>(m), broadcast_last<C>(b));
   return advance(m, before, b);
@@ -113,7 +119,7 @@ RHOVAE_INLINE V<C> scan_up(V<C> m, [[maybe_unused]] V<C> gap, V<C> b, Carry& car
 
 // x_k = m_k x_{k+1} + b_k; carry: the first x of the register after.
 template <class C, class Carry>
-RHOVAE_INLINE V<C> scan_down(V<C> m, [[maybe_unused]] V<C> gap, V<C> b, Carry& carry) {
+RHOVAE_INLINE V<C> scan_down(V<C> m, [[maybe_unused]] V<C> c, V<C> b, Carry& carry) {
   constexpr int n = Lanes<C>::n;
   [[maybe_unused]] const V<C> each = m;
   const V<C> zero{}, one = splat<C>(1);
@@ -123,7 +129,7 @@ RHOVAE_INLINE V<C> scan_down(V<C> m, [[maybe_unused]] V<C> gap, V<C> b, Carry& c
   if constexpr (n > 8) b = advance(m, shift_down<C, 8>(b, zero), b), m *= shift_down<C, 8>(m, one);
   const V<C> after = carry.lanes;
   if constexpr (std::is_same_v<Carry, LongCarry<C>>)
-    carry.advance_by(exact_product<C>(each, gap), broadcast_first<C>(b));
+    carry.advance_by(exact_product<C>(each, c), broadcast_first<C>(b));
   else
     carry.advance_by(broadcast_first<C>(m), broadcast_first<C>(b));
   return advance(m, after, b);

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
-#include <utility>
+#include <type_traits>
 
 namespace rhovae::cpu {
 
@@ -15,15 +15,15 @@ class Scratch {
   // The calling thread's, made when it is first asked for.
   static Scratch& of_thread();
 
-  // A T that lives until the Scope it was made in ends. Nothing is destroyed: T holds plain values.
-  template <class T, class... Arguments>
-  T& make(Arguments&&... arguments) {
-    return *new (take(sizeof(T))) T(std::forward<Arguments>(arguments)...);
-  }
-  // The same, of values that are not set: an array, too long to be cleared for nothing.
+  // A T that lives until the Scope it was made in ends. Its members with an initialiser are set and no
+  // others: arrays are too long to be cleared for nothing. Nothing is destroyed: T holds plain values.
   template <class T>
-  T& make_unset() {
-    return *static_cast<T*>(take(sizeof(T)));
+  T& make() {
+    void* memory = take(sizeof(T));
+    if constexpr (std::is_array_v<T>)
+      return *static_cast<T*>(memory);
+    else
+      return *new (memory) T;
   }
 
   class Scope {

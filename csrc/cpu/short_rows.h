@@ -83,11 +83,11 @@ template <class C, Terms terms>
 class StepsAcross {
  public:
   RHOVAE_INLINE StepsAcross(const Problem& p, const PerRow<C>& row, Group group, Scratch& scratch)
-      : s_buffer(scratch.make_unset<ShortBuffer<C>>()),
-        kl_of_s_buffer(scratch.make_unset<ShortBuffer<C>>()),
-        rho_buffer(scratch.make_unset<ShortBuffer<C>>()),
-        c_buffer(scratch.make_unset<ShortBuffer<C>>()),
-        minus_log_c_buffer(scratch.make_unset<ShortBuffer<C>>()),
+      : s_buffer(scratch.make<ShortBuffer<C>>()),
+        kl_of_s_buffer(scratch.make<ShortBuffer<C>>()),
+        rho_buffer(scratch.make<ShortBuffer<C>>()),
+        c_buffer(scratch.make<ShortBuffer<C>>()),
+        minus_log_c_buffer(scratch.make<ShortBuffer<C>>()),
         scale_step(p.scale.step),
         rho_step(p.rho.step) {
     constexpr int n = Lanes<C>::n;

@@ -325,6 +325,44 @@ RHOVAE_INLINE F64 sqrt_lanes(F64 v) {
 #endif
 }
 
+// The lesser or greater of two, the second where either is NaN.
+RHOVAE_INLINE F32 least_lanes(F32 a, F32 b) {
+#if RHOVAE_X86_64_LEVEL == 4
+  return _mm512_min_ps(a, b);
+#elif RHOVAE_X86_64_LEVEL == 3
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+RHOVAE_INLINE F64 least_lanes(F64 a, F64 b) {
+#if RHOVAE_X86_64_LEVEL == 4
+  return _mm512_min_pd(a, b);
+#elif RHOVAE_X86_64_LEVEL == 3
+  return _mm256_min_pd(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+RHOVAE_INLINE F32 greatest_lanes(F32 a, F32 b) {
+#if RHOVAE_X86_64_LEVEL == 4
+  return _mm512_max_ps(a, b);
+#elif RHOVAE_X86_64_LEVEL == 3
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+RHOVAE_INLINE F64 greatest_lanes(F64 a, F64 b) {
+#if RHOVAE_X86_64_LEVEL == 4
+  return _mm512_max_pd(a, b);
+#elif RHOVAE_X86_64_LEVEL == 3
+  return _mm256_max_pd(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 #if RHOVAE_X86_64_LEVEL == 4
 // v 2^n
 RHOVAE_INLINE F32 scale_lanes(F32 v, F32 n) {

@@ -42,9 +42,10 @@ RHOVAE_INLINE const C* eps_along(const Problem& p, const LaneKeys& keys, int64_t
 // One row's parameters over one tile. of_s: s's term of the KL, or log s for the density.
 template <class C, Terms terms>
 struct TileParameters {
-  alignas(64) TileBuffer<C> s_buffer, of_s_buffer, rho, c, gap, minus_log_c;
+  alignas(64) TileBuffer<C> s_buffer, of_s_buffer, rho, c, minus_log_c;
   Run<C> s, of_s;
-  bool remembers;  // some rho is so near to 1 that its rounding would show in a long row
+  // What enters the tile does not die out in it: the rounding of rho would show in a long row.
+  bool remembers;
 
   RHOVAE_INLINE void read(const Problem& p, const PerRow<C>& row, int lane, int64_t scale_start,
                           int64_t rho_start, int64_t first, int64_t count, bool uniform_rho_too) {
@@ -57,12 +58,12 @@ struct TileParameters {
     }
     s = {s_buffer, p.scale.step};
     of_s = {of_s_buffer, p.scale.step};
-    C least = row.gap[lane];
+    C mean_square = row.c[lane] * row.c[lane];
     if (p.rho.step)
-      least = rho_run<C, terms>(p, rho_start, first, count, rho, c, gap, minus_log_c);
+      mean_square = rho_run<C, terms>(p, rho_start, first, count, rho, c, minus_log_c);
     else if (uniform_rho_too)
-      rho_run_uniform<C, terms>(row, lane, p.steps, first, count, rho, c, gap);
-    remembers = sizeof(C) == 4 && least < static_cast<C>(0x1p-10);
+      rho_run_uniform<C, terms>(row, lane, p.steps, first, count, rho, c);
+    remembers = sizeof(C) == 4 && mean_square < static_cast<C>(0x1p-9);
   }
 };
 

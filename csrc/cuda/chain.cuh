@@ -2,7 +2,6 @@
 
 // s and rho along a row, ready for a thread's run of steps, and the chain's recurrences over a team.
 
-#include "../core/log_density.h"
 #include "math.cuh"
 #include "row.cuh"
 
@@ -51,17 +50,19 @@ class Scales {
 // Before a row's first step and after its last.
 template <class V>
 __device__ __forceinline__ Correlation<V> untied() {
-  return {V(0), V(1), V(0), V(1)};
+  return {V(0), V(1), V(0)};
 }
 
 // Whether a long row, which has a block to itself, would not forget what rounding takes off rho.
 template <class Team, class V>
-__device__ __forceinline__ bool remembers(V gap) {
-  return sizeof(V) == 4 && !Team::kWithinWarp && gap < V(0x1p-10);
+__device__ __forceinline__ bool remembers(const Correlation<V>& tie) {
+  return sizeof(V) == 4 && !Team::kWithinWarp && tie.c * tie.c < V(0x1p-9);
 }
 template <class Team, class V>
 __device__ __forceinline__ Product<V> product_of(const Correlation<V>& tie) {
-  return {tie.rho, remembers<Team>(tie.gap) ? rounded_off<Functions<V>>(tie.rho, tie.gap) : V(0)};
+  if (!remembers<Team>(tie)) return {tie.rho, V(0)};
+  const V size = Functions<V>::abs(tie.rho), rounded_off = (V(1) - size) - gap_of(size, tie.c);
+  return {tie.rho, tie.rho < V(0) ? -rounded_off : rounded_off};
 }
 
 // One rho for the row: its powers serve every tile.
@@ -156,7 +157,7 @@ class PerStepChain {
   __device__ __forceinline__ Product<V> power() const {
     bool forgets = true;
 #pragma unroll
-    for (int j = 0; j < N; ++j) forgets = forgets && !remembers<Team>(at_[j].gap);
+    for (int j = 0; j < N; ++j) forgets = forgets && !remembers<Team>(at_[j]);
     if (!Team::kWithinWarp && !true_for_warp(forgets)) {
       Product<V> a = product_of<Team>(at_[0]);
 #pragma unroll

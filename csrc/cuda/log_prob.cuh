@@ -51,7 +51,7 @@ class Residuals {
     at_[N] = tie(k + N, rho_.per_step() && within(k + N) ? rho_.at(k + N) : V(0));
 #pragma unroll
     for (int j = 0; j <= N; ++j) {
-      eps_[j] = residual<Functions<V>>(at_[j].rho, at_[j].gap, at_[j].c, x_[j], x_[j + 1]);
+      eps_[j] = residual<Functions<V>>(at_[j].rho, at_[j].c, x_[j], x_[j + 1]);
     }
   }
 

@@ -19,10 +19,6 @@ struct Functions<float> {
   static __device__ __forceinline__ float at_most(float v, float bound) { return v > bound ? bound : v; }
   static __device__ __forceinline__ float at_least(float v, float bound) { return v < bound ? bound : v; }
   static __device__ __forceinline__ float exp(float v) { return ::expf(v); }
-  // To 2^-22.
-  static __device__ __forceinline__ float log1p_of_unit(float v) {
-    return 0.693147180559945309f * fast_log2(1.0f + v);
-  }
   static __device__ __forceinline__ Exponential<float> exp_of(float x) {
     const float value = ::expf(x);
     // e^x - 1 - x by its series, to x^9: 3e-8 of it at |x| = 0.7.
@@ -69,7 +65,6 @@ struct Functions<double> {
   static __device__ __forceinline__ double at_most(double v, double bound) { return v > bound ? bound : v; }
   static __device__ __forceinline__ double at_least(double v, double bound) { return v < bound ? bound : v; }
   static __device__ __forceinline__ double exp(double v) { return ::exp(v); }
-  static __device__ __forceinline__ double log1p_of_unit(double v) { return ::log1p(v); }
   static __device__ __forceinline__ Exponential<double> exp_of(double x) {
     const double less_one = ::expm1(x);
     return {::exp(x), less_one, less_one - at_most(x, 1024.0)};

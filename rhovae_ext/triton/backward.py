@@ -38,18 +38,18 @@ def rho_of_next(
     steps,
     valid,
     own,
-    own_gap,
+    own_c,
     LOGITS: tl.constexpr,
     RHO_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """(rho_{k+1}, 1 - |rho_{k+1}|): what lambda_{k+1} reaches lambda_k with; after the last step nothing."""
+    """rho_{k+1}, what lambda_{k+1} reaches lambda_k with, and c_{k+1}; (0, 1) after the last step."""
     if RHO_STEP:
         given = load(rho, rho_start, step, steps - 1, valid, 0.0, True, DOUBLE)
-        following, _, _, gap = correlation_of(given, LOGITS)
+        following, c, _ = correlation_of(given, LOGITS)
     else:
-        following, gap = own, own_gap
-    return tl.where(step + 1 < steps, following, 0.0), tl.where(step + 1 < steps, gap, 1.0)
+        following, c = own, own_c
+    return tl.where(step + 1 < steps, following, 0.0), tl.where(step + 1 < steps, c, 1.0)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -116,7 +116,7 @@ def backward(
     s = held(s) if LOGITS else s
     rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
     given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
-    r, c, _, gap = correlation_of(given, LOGITS)
+    r, c, _ = correlation_of(given, LOGITS)
 
     real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     by_mu = tl.zeros((ROWS, STEPS), real)
@@ -146,8 +146,8 @@ def backward(
             source = innovation(c, e, step)
             if by_adjoint:
                 weight, x, weight_before, before = scan_with_previous(r, source)
-                following, _own_gap = rho_of_next(
-                    rho, rho_start, step, steps, valid, r, gap, LOGITS, RHO_STEP, DOUBLE
+                following, _following_c = rho_of_next(
+                    rho, rho_start, step, steps, valid, r, c, LOGITS, RHO_STEP, DOUBLE
                 )
                 reach, adjoint = scan(following, g * s, True)
                 line = (sample * rows + row) * chunks
@@ -238,13 +238,13 @@ def adjoint_totals(
     s = held(s) if LOGITS else s
     rho_start = row_starts(row, inner, rho_outer, rho_inner, 0, AXES, 1)
     given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
-    r, _, _, gap = correlation_of(given, LOGITS)
-    following, gap = rho_of_next(rho, rho_start, step, steps, valid, r, gap, LOGITS, RHO_STEP, DOUBLE)
+    r, c, _ = correlation_of(given, LOGITS)
+    following, c = rho_of_next(rho, rho_start, step, steps, valid, r, c, LOGITS, RHO_STEP, DOUBLE)
     sample = first_sample + tl.program_id(1)
     dz_start = row_starts(row, inner, dz_outer, dz_inner, sample * dz_sample, AXES, ALIGN)
     g = load(dz, dz_start, step, steps, valid, 0.0, True, DOUBLE)
     weight, adjoint = scan(following, g * s, True)
     map_of_chunk = (sample * rows + row) * chunks + chunk
-    total = at_column(weight, 0) if DOUBLE else product(following, gap, STEPS)
+    total = at_column(weight, 0) if DOUBLE else product(following, c, STEPS)
     tl.store(adjoint_weights + map_of_chunk, total, mask=valid)
     tl.store(adjoint_values + map_of_chunk, at_column(adjoint, 0), mask=valid)

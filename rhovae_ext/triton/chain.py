@@ -87,39 +87,53 @@ def scale_of(given, LOGITS: tl.constexpr):
 
 
 @triton.jit
-def log_cosh_over_square(square):
-    """(log cosh a)/a^2 as a polynomial in a^2, for |a| <= 1: the one of csrc/core/parameters.h."""
-    if square.dtype == tl.float64:
-        sum = -2.2764198082727952e-09 * square + 2.4268051367700383e-08
-        sum = sum * square - 1.3068157325434964e-07
-        sum = sum * square + 4.924539882543482e-07
-        sum = sum * square - 1.5281848212875655e-06
-        sum = sum * square + 4.331402571628952e-06
-        sum = sum * square - 1.1918687623522829e-05
-        sum = sum * square + 3.276489941653655e-05
-        sum = sum * square - 9.09856096555369e-05
-        sum = sum * square + 0.00025657975920948954
-        sum = sum * square - 0.0007386028466072547
-        sum = sum * square + 0.002186948843058455
-        sum = sum * square - 0.006746031745439467
-        sum = sum * square + 0.022222222222204716
-        sum = sum * square - 0.08333333333333313
+def log_cosh(a, size, t2):
+    """log cosh a by the polynomials of csrc/core/parameters.h: in a^2 for |a| < 1, beyond in exp(-2|a|)."""
+    square = a * a
+    if a.dtype == tl.float64:
+        near = -2.2764198082727952e-09 * square + 2.4268051367700383e-08
+        near = near * square - 1.3068157325434964e-07
+        near = near * square + 4.924539882543482e-07
+        near = near * square - 1.5281848212875655e-06
+        near = near * square + 4.331402571628952e-06
+        near = near * square - 1.1918687623522829e-05
+        near = near * square + 3.276489941653655e-05
+        near = near * square - 9.09856096555369e-05
+        near = near * square + 0.00025657975920948954
+        near = near * square - 0.0007386028466072547
+        near = near * square + 0.002186948843058455
+        near = near * square - 0.006746031745439467
+        near = near * square + 0.022222222222204716
+        near = near * square - 0.08333333333333313
+        far = 0.047411558351055566 * t2 - 0.08772810334307986
+        far = far * t2 + 0.10902255928228051
+        far = far * t2 - 0.12477323238003318
+        far = far * t2 + 0.1428411083012755
+        far = far * t2 - 0.1666659327590879
+        far = far * t2 + 0.19999997895273075
+        far = far * t2 - 0.24999999964663686
+        far = far * t2 + 0.33333333333028264
+        far = far * t2 - 0.49999999999998973
     else:
-        sum = 8.6054104e-05 * square - 0.000554665516
-        sum = sum * square + 0.00207557832
-        sum = sum * square - 0.00670951186
-        sum = sum * square + 0.0222163554
-        sum = sum * square - 0.0833329707
-    return sum * square + 0.5
+        near = 8.6054104e-05 * square - 0.000554665516
+        near = near * square + 0.00207557832
+        near = near * square - 0.00670951186
+        near = near * square + 0.0222163554
+        near = near * square - 0.0833329707
+        far = 0.152762681 * t2 - 0.244727269
+        far = far * t2 + 0.333085179
+        far = far * t2 - 0.499995857
+    near = square * (near * square + 0.5)
+    far = (size - 0.693147180559945309417232121458) + t2 * (far * t2 + 1.0)
+    return tl.where(size < 1.0, near, far)
 
 
 @triton.jit
 def correlation_of(given, LOGITS: tl.constexpr):
-    """(rho, c, -log c, 1 - |rho|) from the logit or from rho itself; |rho| >= 1 becomes NaN.
+    """(rho, c, -log c) from the logit or from rho itself; |rho| >= 1 is no correlation and becomes NaN.
 
-    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2), and where it is large
-    log cosh a = |a| + log(1 + t^2) - log 2. None of them overflows. Far past the
-    last digit of 1 - rho, t is held.
+    From t = exp(-|a|): tanh|a| = (1 - t^2)/(1 + t^2), 1/cosh a = 2t/(1 + t^2). None of them overflows. Far
+    past the last digit of 1 - rho, t is held.
     """
     if LOGITS:
         largest: tl.constexpr = 700.0 if given.dtype == tl.float64 else 80.0
@@ -128,30 +142,22 @@ def correlation_of(given, LOGITS: tl.constexpr):
         square = t * t
         inverse = 1.0 / (1.0 + square)
         rho = (1.0 - square) * inverse
-        near = given * given * log_cosh_over_square(given * given)
-        far = (size - 0.693147180559945309417232121458) + log(1.0 + square)
-        minus_log_c = tl.where(size < 1.0, near, far)
-        return tl.where(given < 0, -rho, rho), 2.0 * t * inverse, minus_log_c, 2.0 * square * inverse
+        return tl.where(given < 0, -rho, rho), 2.0 * t * inverse, log_cosh(given, size, square)
     else:
         square = (1.0 - given) * (1.0 + given)
         square = tl.where(square > 0, square, float("nan"))
         log_square, _ = log_of(square, -given * given)
-        return given, tl.sqrt(square), -0.5 * log_square, 1.0 - tl.abs(given)
+        return given, tl.sqrt(square), -0.5 * log_square
 
 
 @triton.jit
-def rounded_off(rho, gap):
-    """What rounding took off rho, whose exact value is +-(1 - gap)."""
-    low = (1.0 - tl.abs(rho)) - gap
-    return tl.where(rho < 0, -low, low)
+def product(rho, c, STEPS: tl.constexpr):
+    """The product of rho over a tile's steps, (rows, 1), rounded once: by its logarithm.
 
-
-@triton.jit
-def product(rho, gap, STEPS: tl.constexpr):
-    """The product over a tile's steps of +-(1 - gap), (rows, 1), rounded once: by its logarithm.
-
-    The product of the rounded rho would be off by up to 3e-8 a step, and a long row not forget that.
+    The product of the rounded rho would be off by up to 3e-8 a step, and a long row not forget that. c has
+    1 - |rho| to its own last digit.
     """
+    gap = c * c / (1.0 + tl.abs(rho))
     series = 1 / 2 + gap * (1 / 3 + gap * (1 / 4 + gap * (1 / 5 + gap * (1 / 6))))
     logs = tl.where(gap < 0.1, -gap * (1.0 + gap * series), log(1.0 - gap))
     negative = (rho < 0).to(tl.int32)

@@ -97,7 +97,7 @@ def forward(
     given = along(
         rho, rho_outer, rho_inner, row, inner, step - 1, steps - 1, valid, 0.0, RHO_STEP, AXES, 1, DOUBLE
     )
-    r, c, minus_log_c, _ = correlation_of(given, LOGITS)
+    r, c, minus_log_c = correlation_of(given, LOGITS)
 
     if z is not None:
         sample = first_sample + tl.program_id(1)
@@ -158,7 +158,7 @@ def totals(
     given = along(
         rho, rho_outer, rho_inner, row, inner, step - 1, steps - 1, valid, 0.0, RHO_STEP, AXES, 1, DOUBLE
     )
-    r, c, _, gap = correlation_of(given, LOGITS)
+    r, c, _ = correlation_of(given, LOGITS)
     sample = first_sample + tl.program_id(1)
     eps_start = row_starts(row, inner, eps_outer, eps_inner, sample * eps_sample, AXES, ALIGN)
     e = noise(eps, eps_start, key, row_offset, row, step, sample, chunk, steps, samples, valid, STEPS, DOUBLE)
@@ -167,6 +167,6 @@ def totals(
     total = at_column(weight, STEPS - 1)
     if not DOUBLE:
         # Nothing is added: a kernel that does not read the scan's weight spills its registers.
-        total = product(r, gap, STEPS) + 0.0 * total
+        total = product(r, c, STEPS) + 0.0 * total
     tl.store(weights + map_of_chunk, total, mask=valid)
     tl.store(values + map_of_chunk, at_column(x, STEPS - 1), mask=valid)

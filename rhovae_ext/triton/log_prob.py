@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .chain import correlation_of, held, rounded_off, scale_of
+from .chain import correlation_of, held, scale_of
 from .launch import INTEGERS
 from .tiles import load, place, row_starts, store
 
@@ -55,28 +55,23 @@ def correlation_at(
     RHO_STEP: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """(rho, what rounding took off it, c, -log c) that tie the steps to those before them.
+    """(rho, c, -log c) that tie the steps to those before them; (0, 1, 0) where there is nothing to tie.
 
-    (0, 0, 1, 0) where there is nothing to tie. c is held where the density, which divides by it twice, would
+    c is held where the density, which divides by it twice, would
     be infinite at the chain's own points.
     """
     given = load(rho, rho_start, step - 1, steps - 1, valid, 0.0, RHO_STEP, DOUBLE)
-    r, c, minus_log_c, gap = correlation_of(given, LOGITS)
+    r, c, minus_log_c = correlation_of(given, LOGITS)
     smallest: tl.constexpr = 1e-130 if DOUBLE else 8.5e-18
     c = tl.where(c < smallest, smallest, c)
     tied = (step > 0) & (step < steps)
-    return (
-        tl.where(tied, r, 0.0),
-        tl.where(tied, rounded_off(r, gap), 0.0),
-        tl.where(tied, c, 1.0),
-        tl.where(tied, minus_log_c, 0.0),
-    )
+    return tl.where(tied, r, 0.0), tl.where(tied, c, 1.0), tl.where(tied, minus_log_c, 0.0)
 
 
 @triton.jit
-def residual(r, low, c, before, x):
+def residual(r, c, before, x):
     """eps = (x_k - rho x_{k-1})/c."""
-    return held(((x - r * before) - low * before) / c)
+    return held((x - r * before) / c)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -123,8 +118,8 @@ def log_prob(
     before, _, _ = standardised(
         z, z_start, mu, mu_start, scale, scale_start, step - 1, steps, valid, LOGITS, SCALE_STEP, DOUBLE
     )
-    r, low, c, minus_log_c = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
-    e = residual(r, low, c, before, x)
+    r, c, minus_log_c = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
+    e = residual(r, c, before, x)
     density = minus_log_c - log_s - 0.5 * e * e - 0.918938533204672741780329736406
     total = tl.sum(tl.where(step < steps, density, 0.0), 1, keep_dims=True)
     tl.store(out + row * chunks + chunk, total, mask=valid)
@@ -185,12 +180,10 @@ def log_prob_backward(
     after, _, _ = standardised(
         z, z_start, mu, mu_start, scale, scale_start, step + 1, steps, valid, LOGITS, SCALE_STEP, DOUBLE
     )
-    r, low, c, _ = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
-    r_after, low_after, c_after, _ = correlation_at(
-        rho, rho_start, step + 1, steps, valid, LOGITS, RHO_STEP, DOUBLE
-    )
-    e = residual(r, low, c, before, x)
-    e_after = residual(r_after, low_after, c_after, x, after)
+    r, c, _ = correlation_at(rho, rho_start, step, steps, valid, LOGITS, RHO_STEP, DOUBLE)
+    r_after, c_after, _ = correlation_at(rho, rho_start, step + 1, steps, valid, LOGITS, RHO_STEP, DOUBLE)
+    e = residual(r, c, before, x)
+    e_after = residual(r_after, c_after, x, after)
     by_x = held(h * (r_after * held(e_after / c_after) - held(e / c)))
 
     by_z = by_x / s
