@@ -17,7 +17,7 @@ from .shapes import arithmetic_dtype, broadcast, broadcast_leading, parameter_le
 
 # What a caller may give for s and rho (or log_s and rho_logit), and for the key of the noise.
 Parameter = Tensor | float
-Key = Tensor | tuple[int, int]
+Key = Tensor | tuple[int, int] | int
 
 _FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _INTEGERS = frozenset(
@@ -252,7 +252,7 @@ def sampling(
         _check_eps(operation, mu, scale, rho, num_samples, eps)
     if generator is not None:
         _check_generator(operation, mu, generator)
-    return (None if key is None else _key(operation, mu, key)), row_offset
+    return (None if key is None else _key(operation, mu, scale, rho, key)), row_offset
 
 
 def samples(operation: str, num_samples: int) -> int:
@@ -329,7 +329,7 @@ def _check_generator(operation: str, mu: Tensor, generator: torch.Generator) -> 
             "generator",
             "a torch.Generator",
             _described(generator),
-            "For a seed, give key=(seed, offset).",
+            "For a seed, give key=seed.",
         )
     if generator.device.type != mu.device.type:
         _refuse(
@@ -342,37 +342,49 @@ def _check_generator(operation: str, mu: Tensor, generator: torch.Generator) -> 
         )
 
 
-def _key(operation: str, mu: Tensor, key: Key) -> Tensor:
+_A_KEY = "a seed, a (seed, offset) pair of ints or a uint64 tensor of shape (2,) or (*rows, 2)"
+
+
+def _key(operation: str, mu: Tensor, scale: Tensor, rho: Tensor, key: Key) -> Tensor:
     if isinstance(key, Tensor):
-        if key.dtype is not torch.uint64 or key.shape != (2,):
-            _refuse(
-                ValueError,
-                operation,
-                "key",
-                "a (seed, offset) pair of ints or a uint64 tensor of shape (2,)",
-                _described(key),
-                "Make one with torch.tensor([seed, offset], dtype=torch.uint64).",
-            )
+        if key.dtype is not torch.uint64 or key.dim() == 0 or key.shape[-1] != 2:
+            remedy = "Make one with torch.tensor([seed, offset], dtype=torch.uint64)."
+            _refuse(ValueError, operation, "key", _A_KEY, _described(key), remedy)
         if not key.is_cpu:
             same_device(operation, "key", key, mu)
+        if key.dim() > 1:
+            _check_rows_of_key(operation, key, broadcast_leading(mu, scale, rho))
         return key.contiguous()
+    if (seed := _integer(key)) is not None:
+        return _key_of_pair(operation, (seed, 0), _CPU)
     shape = (len(key),) if isinstance(key, (tuple, list)) else getattr(key, "shape", None)
     if shape != (2,):
-        _refuse(
-            ValueError,
-            operation,
-            "key",
-            "a (seed, offset) pair of ints or a uint64 tensor of shape (2,)",
-            _described(key),
-            "Give for example key=(seed, 0).",
+        remedy = "Give for example key=seed, or fold_in(seed, step)."
+        _refuse(ValueError, operation, "key", _A_KEY, _described(key), remedy)
+    return _key_of_pair(operation, key, _CPU)
+
+
+def _check_rows_of_key(operation: str, key: Tensor, lead: list[int]) -> None:
+    own = key.shape[:-1]
+    if len(own) != len(lead) or any(
+        keys not in (1, size) for keys, size in zip(own, lead, strict=True)
+    ):
+        expected = (
+            f"of shape (2,), or a key per row: of shape ({', '.join(map(str, lead))}, 2), with 1 for the axes "
+            "along which rows share a key"
         )
-    return _key_of_pair(operation, key, torch.device("cpu"))  # whatever the default device is
+        remedy = "Add the missing axes, as in key[:, None]."
+        _refuse(ValueError, operation, "key", expected, f"shape {tuple(key.shape)}", remedy)
+
+
+_CPU = torch.device("cpu")  # keys made of numbers lie there, whatever the default device is
 
 
 def _key_of_pair(operation: str, pair: Any, device: torch.device) -> Tensor:
+    """The bits of both numbers, in int64: what the ops take."""
     seed, offset = pair
     patterns = (_pattern(operation, "key's seed", seed), _pattern(operation, "key's offset", offset))
-    return torch.tensor(patterns, dtype=torch.int64, device=device).view(torch.uint64)
+    return torch.tensor(patterns, dtype=torch.int64, device=device)
 
 
 def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> Tensor:
@@ -399,7 +411,7 @@ def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> 
             _described(key),
             "Give for example key=7 or key=(7, 0).",
         )
-    return _key_of_pair(operation, key, device)
+    return _key_of_pair(operation, key, device).view(torch.uint64)
 
 
 def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import arguments, native, reference
+from . import arguments, native, reference, transforms
 from .arguments import Key
 
 # For devices without an op of the compiled module. An op here too, so that torch.compile leaves the draw to
@@ -19,14 +19,15 @@ _library.define(
 
 def _draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     bits = torch.empty(2, dtype=torch.int64, device=like.device)
-    return bits.random_(-(1 << 63), None, generator=generator).view(torch.uint64)
+    return bits.random_(-(1 << 63), None, generator=generator)
 
 
 def _fake_draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    return torch.empty(2, dtype=torch.uint64, device=like.device)
+    return torch.empty(2, dtype=torch.int64, device=like.device)
 
 
 _library.impl("draw_key", _draw_key, "CompositeExplicitAutograd")
+_library.impl("draw_key", transforms.draw_key, "FuncTorchVmapMode")
 torch.library.register_fake("rhovae_ext::draw_key", _fake_draw_key, lib=_library)
 
 
@@ -35,7 +36,7 @@ _draw_natively = torch.ops.rhovae.draw_key.default if native.unavailable is None
 
 
 def draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """(seed, offset), a uint64 tensor: on `like`'s device, or on the CPU where that saves a kernel."""
+    """(seed, offset), their bits in int64: on `like`'s device, or on the CPU where that saves a kernel."""
     if _draw_natively is None or not (like.is_cpu or like.device.type in native.devices):
         drawn: Tensor = torch.ops.rhovae_ext.draw_key.default(like, generator)
         return drawn
@@ -47,7 +48,7 @@ def draw_key(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return drawn
 
 
-def fold_in(key: Key | int, data: int | Tensor) -> Tensor:
+def fold_in(key: Key, data: int | Tensor) -> Tensor:
     r"""A new key from a key and a number: a stream of its own for every step, layer, rank or item.
 
     .. math::
@@ -78,7 +79,7 @@ def fold_in(key: Key | int, data: int | Tensor) -> Tensor:
     return reference.fold_in(key, arguments.folded_data("fold_in", key, data))
 
 
-def split(key: Key | int, n: int = 2) -> Tensor:
+def split(key: Key, n: int = 2) -> Tensor:
     r"""n new keys from one: `split(key, n)[i] = fold_in(key, i)`.
 
     Args:

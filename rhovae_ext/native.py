@@ -97,7 +97,7 @@ def check(name: str) -> Check:
 
 def _draw_key(like: Tensor, generator: torch.Generator | None = None, *, on_device: bool = False) -> Tensor:
     torch.ops.rhovae.check_draw_key.default(like, generator)
-    return torch.empty(2, dtype=torch.uint64, device=like.device if on_device else "cpu")
+    return torch.empty(2, dtype=torch.int64, device=like.device if on_device else "cpu")
 
 
 def _ar1(

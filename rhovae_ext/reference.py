@@ -1,6 +1,7 @@
-"""The mathematics in plain PyTorch: any device, differentiable twice, what the kernels are compared with.
+"""The mathematics in plain PyTorch: any device, every derivative, what the kernels are compared with.
 
-The functions take what the ops `rhovae::ar1` and `rhovae::ar1_log_prob` take and return what they return.
+The functions take what the ops `rhovae::ar1`, `rhovae::ar1_log_prob` and their backwards take and return what
+they return.
 They work in float64 (float32 where a device has no other) and round once, at the end: so the formulas stay
 plain where float32 would need care, next to the prior, at rho = 1 and over long rows.
 Arguments are checked by the callers. Sources: rho-VAE (arXiv 1909.06236) for the model; Salmon et al.,
@@ -57,11 +58,12 @@ def _halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def noise_words(key: Tensor, rows: Tensor, blocks: int) -> Tensor:
-    """Words (*rows.shape, blocks, 4) for global rows, 64-bit patterns in int64, and a uint64 key."""
-    seed, offset = key.view(torch.int64).to(rows.device).unbind()
+    """Words (*rows.shape, blocks, 4) for rows' numbers, 64-bit patterns in int64, and keys (..., 2) that
+    broadcast with them."""
+    seed, offset = key.view(torch.int64).to(rows.device).unsqueeze(-2).unbind(-1)
     position = _halves(offset + torch.arange(blocks, device=rows.device))
     words = philox((*position, *_halves(rows.unsqueeze(-1))), _halves(seed))
-    return torch.stack(words, dim=-1)
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
 
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
@@ -96,12 +98,15 @@ def normals(key: Tensor, rows: Tensor, d: int, dtype: torch.dtype) -> Tensor:
 def _draw(
     key: Tensor, row_offset: int, num_samples: int | None, lead: list[int], d: int, like: Tensor
 ) -> Tensor:
-    count = math.prod(lead)
-    rows = torch.arange(count, device=like.device) + row_offset
+    # Rows are numbered over the axes along which they share a key.
+    own = [1] * len(lead) if key.dim() == 1 else key.shape[:-1]
+    counted = [size if keys == 1 else 1 for size, keys in zip(lead, own, strict=True)]
+    rows = torch.arange(math.prod(counted), device=like.device).reshape(counted) + row_offset
+    rows = rows.expand(lead)
     if num_samples is not None:
-        rows = rows * num_samples + torch.arange(num_samples, device=like.device).unsqueeze(-1)
-        lead = [num_samples, *lead]
-    return normals(key, rows, d, arithmetic_dtype(like)).reshape([*lead, d])
+        each = torch.arange(num_samples, device=like.device)
+        rows = rows * num_samples + each.reshape(-1, *(1 for _ in lead))
+    return normals(key, rows, d, arithmetic_dtype(like))
 
 
 # The chain
@@ -197,10 +202,9 @@ def _steps(values: Tensor) -> Tensor:
     return values if values.shape[-1] == 1 else torch.nn.functional.pad(values, (1, 0))
 
 
-def _sample(chain: _Chain, mu: Tensor, eps: Tensor) -> Tensor:
-    increments = torch.cat((eps[..., :1], chain.c * eps[..., 1:]), dim=-1)
-    x = _scan(_steps(chain.rho), increments)
-    return mu + chain.s * x
+def _chain_of(chain: _Chain, eps: Tensor) -> Tensor:
+    """x, the chain of unit variance that the innovations make."""
+    return _scan(_steps(chain.rho), torch.cat((eps[..., :1], chain.c * eps[..., 1:]), dim=-1))
 
 
 def _kl_per_dimension(chain: _Chain, mu: Tensor, d: int) -> Tensor:
@@ -239,11 +243,93 @@ def ar1(
         if eps is None:
             assert key is not None
             eps = _draw(key, row_offset, num_samples, lead, d, mu)
-        z = _sample(chain, mean, eps.to(mean.dtype)).to(mu.dtype)
+        z = (mean + chain.s * _chain_of(chain, eps.to(mean.dtype))).to(mu.dtype)
     if kl:
         divergence = _kl_per_dimension(chain, mean, d).expand(*lead, d)
         divergence = (divergence.sum(-1) if kl == 1 else divergence.contiguous()).to(dtype)
     return z, divergence
+
+
+def ar1_backward(
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    mu: Tensor,
+    scale: Tensor,
+    rho: Tensor,
+    key: Tensor | None,
+    eps: Tensor | None,
+    num_samples: int | None,
+    row_offset: int,
+    logits: bool,
+    kl: int,
+    needs_deps: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients by mu, scale, rho and eps (of shape (0,) if not asked for), in closed form.
+
+    With g = dL/dz, h = dL/dKL and the adjoint lambda_k = g_k s_k + rho_{k+1} lambda_{k+1}:
+    dmu = g + h mu, dlog_s = g s x + h (s^2 - 1), da_k = lambda_k c_k (c_k x_{k-1} - rho_k eps_k) + h rho_k
+    (of a = atanh(rho)), deps_k = c_k lambda_k.
+    """
+    d, dtype = mu.shape[-1], arithmetic_dtype(mu)
+    lead = broadcast_leading(mu, scale, rho)
+    mean, wide_scale, wide_rho = _operands(mu, scale, rho)
+    chain = _chain(wide_scale, wide_rho, logits, dtype)
+    by_mu, by_log_s, by_logit = (mean.new_zeros([*lead, steps]) for steps in (d, d, d - 1))
+    deps = mu.new_zeros(eps.shape) if eps is not None and needs_deps else mu.new_zeros(0)
+    if dz is not None:
+        if eps is None:
+            assert key is not None
+            eps = _draw(key, row_offset, num_samples, lead, d, mu)
+        noise, g = eps.to(mean.dtype), dz.to(mean.dtype)
+        x = _chain_of(chain, noise)
+        turned = chain.rho if chain.rho.shape[-1] == 1 else chain.rho.flip(-1)
+        adjoint = _scan(_steps(turned), (g * chain.s).flip(-1)).flip(-1)
+        tied = adjoint[..., 1:] * chain.c
+        tilted = tied * (chain.c * x[..., :-1] - chain.rho * noise[..., 1:])
+        for_row = (lambda terms: terms) if num_samples is None else (lambda terms: terms.sum(0))
+        by_mu, by_log_s, by_logit = for_row(g), for_row(g * chain.s * x), for_row(tilted)
+        if needs_deps:
+            deps = torch.cat((adjoint[..., :1], tied), dim=-1).to(eps.dtype)
+    if dkl is not None:
+        h = (dkl if kl == 2 else dkl.unsqueeze(-1)).to(mean.dtype)
+        by_mu = by_mu + h * mean
+        squared_less_one = torch.expm1(2.0 * wide_scale) if logits else chain.s * chain.s - 1.0
+        by_log_s = by_log_s + h * squared_less_one
+        by_logit = by_logit + (h if h.shape[-1] == 1 else h[..., 1:]) * chain.rho
+    by_scale = by_log_s if logits else by_log_s / chain.s
+    by_rho = by_logit if logits else by_logit / (chain.c * chain.c)
+    return (
+        _reduced(by_mu, mean, mu),
+        _reduced(by_scale, wide_scale, scale),
+        _reduced(by_rho, wide_rho, rho),
+        deps,
+    )
+
+
+def _reduced(gradient: Tensor, wide: Tensor, given: Tensor) -> Tensor:
+    """A gradient (*lead, steps) summed over what was broadcast from `wide`, in the shape and type given."""
+    if wide.shape[-1] == 0:  # the rho of a chain of one step
+        return given.new_zeros(given.shape)
+    return gradient.sum_to_size(wide.shape).reshape(given.shape).to(given.dtype)
+
+
+def _standardised(centred: Tensor, chain: _Chain, logits: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x = (z - mu)/s, and 1/s."""
+    largest = _LARGEST_LOG_PRECISION[dtype]
+    over_s = torch.exp(-chain.log_s.clamp(-largest, largest)) if logits else 1.0 / chain.s
+    return centred * over_s if logits else centred / chain.s, over_s
+
+
+def _innovations(
+    x: Tensor, chain: _Chain, logit: Tensor, logits: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_k - rho_k x_{k-1})/c_k for k > 1, the same backwards in time, and 1/c_k."""
+    now, before = x[..., 1:], x[..., :-1]
+    if not logits:
+        return (now - chain.rho * before) / chain.c, (before - chain.rho * now) / chain.c, 1.0 / chain.c
+    largest = _LARGEST_LOGIT[dtype]
+    over_c = (sign(logit) * logit).clamp(max=largest).cosh()
+    return innovation(now, before, logit, largest), innovation(before, now, logit, largest), over_c
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool) -> Tensor:
@@ -251,17 +337,40 @@ def ar1_log_prob(z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
     d, dtype = mu.shape[-1], arithmetic_dtype(mu)
     mu, scale, rho = _operands(mu, scale, rho)
     chain = _chain(scale, rho, logits, dtype)
-    centred = z.to(mu.dtype) - mu
-    largest = _LARGEST_LOG_PRECISION[dtype]
-    x = centred * torch.exp(-chain.log_s.clamp(-largest, largest)) if logits else centred / chain.s
-    now, before = x[..., 1:], x[..., :-1]
-    if logits:
-        eps = innovation(now, before, rho, _LARGEST_LOGIT[dtype])
-    else:
-        eps = (now - chain.rho * before) / chain.c
+    x, _ = _standardised(z.to(mu.dtype) - mu, chain, logits, dtype)
+    eps, _, _ = _innovations(x, chain, rho, logits, dtype)
     squares = (x[..., 0] * x[..., 0]) + (eps * eps).sum(-1)
     logs = _total(chain.log_s, d) - 0.5 * _total(chain.minus_log_c2, d - 1)
     return -(0.5 * squares + logs + 0.5 * d * math.log(2.0 * math.pi)).to(dtype)
+
+
+def ar1_log_prob_backward(
+    dlog_prob: Tensor, z: Tensor, mu: Tensor, scale: Tensor, rho: Tensor, logits: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients by z, mu, scale and rho, in closed form.
+
+    By x_k: rho_{k+1} eps_{k+1}/c_{k+1} - eps_k/c_k. By a = atanh(rho): rho_k + eps_k (x_{k-1} - rho_k x_k)/c_k,
+    the latter the innovation backwards in time.
+    """
+    dtype = arithmetic_dtype(mu)
+    mean, wide_scale, wide_rho = _operands(mu, scale, rho)
+    chain = _chain(wide_scale, wide_rho, logits, dtype)
+    point, h = z.to(mean.dtype), dlog_prob.to(mean.dtype).unsqueeze(-1)
+    x, over_s = _standardised(point - mean, chain, logits, dtype)
+    eps, backwards, over_c = _innovations(x, chain, wide_rho, logits, dtype)
+    pad = torch.nn.functional.pad
+    by_x = -torch.cat((x[..., :1], eps * over_c), dim=-1) + pad(eps * over_c * chain.rho, (0, 1))
+    by_z = h * by_x * over_s
+    by_log_s = -h * (by_x * x + 1.0)
+    by_logit = h * (chain.rho + eps * backwards)
+    by_scale = by_log_s if logits else by_log_s / chain.s
+    by_rho = by_logit if logits else by_logit / (chain.c * chain.c)
+    return (
+        _reduced(by_z, point, z),
+        _reduced(-by_z, mean, mu),
+        _reduced(by_scale, wide_scale, scale),
+        _reduced(by_rho, wide_rho, rho),
+    )
 
 
 def ar1_entropy(s: Tensor, rho: Tensor) -> Tensor:

@@ -54,6 +54,14 @@ struct Noise {
   uint64_t row_offset;
 };
 
+// Where rows have keys of their own, of every row: (seed, offset), and its number among the rows of its key,
+// in place of the row itself. The rows of a key follow one another, `run` of them at a time.
+struct RowKeys {
+  const uint64_t* words;  // null: one key for all rows
+  const int64_t* numbers;
+  int64_t run;
+};
+
 struct Problem {
   int64_t rows;
   int64_t steps;  // d
@@ -65,6 +73,7 @@ struct Problem {
   Operand eps;    // null data: draw
   bool logits;
   Noise noise;
+  RowKeys keys;
 };
 
 struct Forward : Problem {

@@ -3,20 +3,12 @@
 #include <new>
 #include <string>
 
+#include "keys.h"
+
 namespace rhovae::ops {
 
 static Tensor empty_like_nothing(const at::TensorOptions& options) {
   return at::empty({0}, options);
-}
-
-static Noise noise_of(const Ar1& call) {
-  Noise noise{0, 0, static_cast<uint64_t>(call.row_offset)};
-  if (call.key && call.key->is_cpu()) {
-    const auto* words = static_cast<const uint64_t*>(call.key->const_data_ptr());
-    noise.seed = words[0];
-    noise.offset = words[call.key->stride(0)];
-  }
-  return noise;
 }
 
 // Memory that the CPU does not have, said of the call; other devices have errors of their own for it.
@@ -46,7 +38,9 @@ std::tuple<Tensor, Tensor> ar1_forward(const Ar1& call, bool sample, int64_t kl,
         call.mu, call.scale, call.rho);
     Forward problem{};
     if (sample && call.eps) arguments.add_samples(problem.eps, *call.eps);
-    problem.noise = noise_of(call);
+    const Keys keys(sample && !call.eps ? call.key : std::nullopt, call.row_offset, call.mu,
+                    arguments.shape().lead);
+    keys.put(problem);
     problem.kl_kind = static_cast<Kl>(kl);
     arguments.finish(problem, sample ? call.num_samples : std::nullopt, call.logits);
 
@@ -77,7 +71,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(const Ar1& call, const O
     if (dz && call.eps) arguments.add_samples(problem.eps, *call.eps);
     if (dkl && static_cast<Kl>(kl) == Kl::PerStep) arguments.add_per_step(problem.dkl, *dkl);
     if (dkl && static_cast<Kl>(kl) == Kl::PerRow) arguments.add_per_row(problem.dkl, *dkl);
-    problem.noise = noise_of(call);
+    const Keys keys(dz && !call.eps ? call.key : std::nullopt, call.row_offset, call.mu,
+                    arguments.shape().lead);
+    keys.put(problem);
     arguments.finish(problem, dz ? call.num_samples : std::nullopt, call.logits);
 
     const auto dmu = arguments.gradient_mu(problem.dmu);

@@ -1,7 +1,7 @@
 // The derivatives of the ops, for every device. Nothing here looks at sizes or values, so that tracing passes
-// through.
+// through. First derivatives are kernels; wherever more is asked, tangents or a graph of the gradients, the
+// op is put into torch's own operations (`plain_`), which have every derivative.
 
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -15,13 +15,13 @@ using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 using Ar1Op = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                                         const OptionalTensor&, std::optional<c10::SymInt>, int64_t, bool,
+                                         const OptionalTensor&, std::optional<c10::SymInt>, c10::SymInt, bool,
                                          bool, int64_t);
 using Ar1BackwardOp = std::tuple<Tensor, Tensor, Tensor, Tensor>(const OptionalTensor&, const OptionalTensor&,
                                                                  const Tensor&, const Tensor&, const Tensor&,
                                                                  const OptionalTensor&, const OptionalTensor&,
-                                                                 std::optional<c10::SymInt>, int64_t, bool,
-                                                                 int64_t, bool);
+                                                                 std::optional<c10::SymInt>, c10::SymInt,
+                                                                 bool, int64_t, bool);
 using LogProbOp = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
 using LogProbBackwardOp = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
                                                                      const Tensor&, const Tensor&,
@@ -49,30 +49,50 @@ struct Triton {
   static constexpr auto log_prob = "rhovae::triton_ar1_log_prob";
   static constexpr auto log_prob_backward = "rhovae::triton_ar1_log_prob_backward";
 };
-
-// Nodes written out, as torch's own operators have them: torch::autograd::Function keeps what it saves in
-// maps by name, and at 128 x 10 that costs more than the arithmetic.
-struct Node : torch::autograd::Node {
-  using torch::autograd::Node::Node;
-
-  // The gradients of the gradients are nobody's: asked for, their op has to say so; else that is passed by.
-  template <class Call>
-  static auto below_autograd_unless_recorded(const Call& call) {
-    if (at::GradMode::is_enabled()) return call();
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return call();
-  }
+struct Plain {
+  static constexpr auto ar1 = "rhovae::plain_ar1";
+  static constexpr auto ar1_backward = "rhovae::plain_ar1_backward";
+  static constexpr auto log_prob = "rhovae::plain_ar1_log_prob";
+  static constexpr auto log_prob_backward = "rhovae::plain_ar1_log_prob_backward";
 };
 
-template <class... Tensors>
-static bool records(const char* name, const Tensors&... inputs) {
-  const auto has_tangent = [](const Tensor& tensor) {
-    return tensor.defined() && tensor._fw_grad(0).defined();
-  };
-  TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(inputs) || ...), name,
-                              ": forward-mode derivatives are not implemented");
-  return torch::autograd::compute_requires_grad(inputs...);
+template <class Call>
+static auto below_autograd(const Call& call) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return call();
 }
+
+static bool has_tangent(const Tensor& tensor) {
+  return tensor.defined() && tensor._fw_grad(0).defined();
+}
+template <class... Tensors>
+static bool have_tangents(const Tensors&... inputs) {
+  return (has_tangent(inputs) || ...);
+}
+
+// Nodes written out, as torch's own operators have them: torch::autograd::Function keeps what it saves in
+// maps by name, and at 128 x 10 that costs more than the arithmetic. What they save is unpacked where autograd
+// is on: a checkpoint's hooks compute it again there.
+//
+// A key is kept as it is, out of the reach of hooks that pack tensors as floats; that nobody wrote into it
+// since is checked here.
+class SavedKey {
+ public:
+  SavedKey() = default;
+  explicit SavedKey(const OptionalTensor& key)
+      : key_(key), version_(key && !key->is_inference() ? key->_version() : 0) {}
+  const OptionalTensor& unpack() const {
+    TORCH_CHECK(!key_ || key_->is_inference() || key_->_version() == version_,
+                "rhovae: key must stay as it is until backward has drawn the noise again, but it was written "
+                "to in place. Give every call a key of its own, for example by rhovae_ext.fold_in.");
+    return key_;
+  }
+  void reset() { key_.reset(); }
+
+ private:
+  OptionalTensor key_;
+  int64_t version_ = 0;
+};
 
 // torch counts a node's references in the node itself from some version on, and beside it before.
 template <class N>
@@ -93,16 +113,19 @@ static NodePointer<N> node_of(const Tensors&... inputs) {
 }
 
 template <class Ops>
-struct Ar1Node final : Node {
-  SavedVariable mu, scale, rho, key, eps;
+struct Ar1Node final : torch::autograd::Node {
+  SavedVariable mu, scale, rho, eps;
+  SavedKey key;
   std::optional<c10::SymInt> num_samples;
-  int64_t row_offset, kl;
+  c10::SymInt row_offset;
+  int64_t kl;
   bool logits, sample;
 
   std::string name() const override { return "Ar1Backward"; }
 
   void release_variables() override {
-    for (SavedVariable* saved : {&mu, &scale, &rho, &key, &eps}) saved->reset_data();
+    for (SavedVariable* saved : {&mu, &scale, &rho, &eps}) saved->reset_data();
+    key.reset();
   }
 
   variable_list apply(variable_list&& grads) override {
@@ -110,12 +133,15 @@ struct Ar1Node final : Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Tensor dz = sample ? grads[0] : Tensor(), dkl = kl ? grads[sample] : Tensor();
     if (!dz.defined() && !dkl.defined()) return variable_list(4);
+    const Tensor mean = mu.unpack(), s = scale.unpack(), r = rho.unpack(), noise = eps.unpack();
     const bool needs_deps = task_should_compute_output(3);
-    auto gradients = below_autograd_unless_recorded([&] {
-      return ar1_backward.call(if_defined(dz), if_defined(dkl), mu.unpack(), scale.unpack(), rho.unpack(),
-                               if_defined(key.unpack()), if_defined(eps.unpack()), num_samples, row_offset,
-                               logits, kl, needs_deps);
-    });
+    const auto call = [&] {
+      return ar1_backward.call(if_defined(dz), if_defined(dkl), mean, s, r, key.unpack(), if_defined(noise),
+                               num_samples, row_offset, logits, kl, needs_deps);
+    };
+    auto gradients = at::GradMode::is_enabled() || have_tangents(dz, dkl, mean, s, r, noise)
+                         ? call()
+                         : below_autograd(call);
     auto& [dmu, dscale, drho, deps] = gradients;
     const auto wanted = [&](size_t input, const Tensor& gradient) {
       return task_should_compute_output(input) ? gradient : Tensor();
@@ -127,25 +153,27 @@ struct Ar1Node final : Node {
 template <class Ops>
 static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                       const OptionalTensor& key, const OptionalTensor& eps,
-                                      std::optional<c10::SymInt> num_samples, int64_t row_offset, bool logits,
-                                      bool sample, int64_t kl) {
-  static const auto ar1 = op<Ar1Op>(Ops::ar1);
+                                      std::optional<c10::SymInt> num_samples, c10::SymInt row_offset,
+                                      bool logits, bool sample, int64_t kl) {
+  static const auto ar1 = op<Ar1Op>(Ops::ar1), plain = op<Ar1Op>(Plain::ar1);
   const Tensor noise = eps.value_or(Tensor());
+  if (have_tangents(mu, scale, rho, noise))
+    return plain.call(mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl);
   NodePointer<Ar1Node<Ops>> node;
-  if (records(Ops::ar1, mu, scale, rho, noise)) {
+  if (torch::autograd::compute_requires_grad(mu, scale, rho, noise)) {
     node = node_of<Ar1Node<Ops>>(mu, scale, rho, noise);
     node->mu = SavedVariable(mu, false);
     node->scale = SavedVariable(scale, false);
     node->rho = SavedVariable(rho, false);
-    node->key = SavedVariable(key.value_or(Tensor()), false);
+    node->key = SavedKey(key);
     node->eps = SavedVariable(noise, false);
     node->num_samples = num_samples;
     node->row_offset = row_offset, node->kl = kl, node->logits = logits, node->sample = sample;
   }
-  auto outputs = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return ar1.call(mu, scale, rho, key, eps, std::move(num_samples), row_offset, logits, sample, kl);
-  }();
+  auto outputs = below_autograd([&] {
+    return ar1.call(mu, scale, rho, key, eps, std::move(num_samples), std::move(row_offset), logits, sample,
+                    kl);
+  });
   if (node) {
     if (sample) torch::autograd::set_history(std::get<0>(outputs), node);
     if (kl) torch::autograd::set_history(std::get<1>(outputs), node);
@@ -153,8 +181,26 @@ static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, con
   return outputs;
 }
 
+// The gradients as functions of their own.
 template <class Ops>
-struct LogProbNode final : Node {
+static std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(
+    const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale,
+    const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
+    std::optional<c10::SymInt> num_samples, c10::SymInt row_offset, bool logits, int64_t kl,
+    bool needs_deps) {
+  const Tensor by_z = dz.value_or(Tensor()), by_kl = dkl.value_or(Tensor()), noise = eps.value_or(Tensor());
+  const auto of = [&](const char* name) {
+    return op<Ar1BackwardOp>(name).call(dz, dkl, mu, scale, rho, key, eps, num_samples, row_offset, logits,
+                                        kl, needs_deps);
+  };
+  if (have_tangents(by_z, by_kl, mu, scale, rho, noise) ||
+      torch::autograd::compute_requires_grad(by_z, by_kl, mu, scale, rho, noise))
+    return of(Plain::ar1_backward);
+  return below_autograd([&] { return of(Ops::ar1_backward); });
+}
+
+template <class Ops>
+struct LogProbNode final : torch::autograd::Node {
   SavedVariable z, mu, scale, rho;
   bool logits;
 
@@ -168,9 +214,11 @@ struct LogProbNode final : Node {
     static const auto log_prob_backward = op<LogProbBackwardOp>(Ops::log_prob_backward);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!grads[0].defined()) return variable_list(4);
-    auto [dz, dmu, dscale, drho] = below_autograd_unless_recorded([&] {
-      return log_prob_backward.call(grads[0], z.unpack(), mu.unpack(), scale.unpack(), rho.unpack(), logits);
-    });
+    const Tensor point = z.unpack(), mean = mu.unpack(), s = scale.unpack(), r = rho.unpack();
+    const auto call = [&] { return log_prob_backward.call(grads[0], point, mean, s, r, logits); };
+    auto [dz, dmu, dscale, drho] =
+        at::GradMode::is_enabled() || have_tangents(grads[0], point, mean, s, r) ? call()
+                                                                                : below_autograd(call);
     return {dz, dmu, dscale, drho};
   }
 };
@@ -178,9 +226,10 @@ struct LogProbNode final : Node {
 template <class Ops>
 static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
                        bool logits) {
-  static const auto log_prob = op<LogProbOp>(Ops::log_prob);
+  static const auto log_prob = op<LogProbOp>(Ops::log_prob), plain = op<LogProbOp>(Plain::log_prob);
+  if (have_tangents(z, mu, scale, rho)) return plain.call(z, mu, scale, rho, logits);
   NodePointer<LogProbNode<Ops>> node;
-  if (records(Ops::log_prob, z, mu, scale, rho)) {
+  if (torch::autograd::compute_requires_grad(z, mu, scale, rho)) {
     node = node_of<LogProbNode<Ops>>(z, mu, scale, rho);
     node->z = SavedVariable(z, false);
     node->mu = SavedVariable(mu, false);
@@ -188,21 +237,30 @@ static Tensor log_prob(const Tensor& z, const Tensor& mu, const Tensor& scale, c
     node->rho = SavedVariable(rho, false);
     node->logits = logits;
   }
-  Tensor output = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return log_prob.call(z, mu, scale, rho, logits);
-  }();
+  Tensor output = below_autograd([&] { return log_prob.call(z, mu, scale, rho, logits); });
   if (node) torch::autograd::set_history(output, node);
   return output;
 }
 
 template <class Ops>
+static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward(const Tensor& dlog_prob, const Tensor& z,
+                                                                    const Tensor& mu, const Tensor& scale,
+                                                                    const Tensor& rho, bool logits) {
+  const auto of = [&](const char* name) {
+    return op<LogProbBackwardOp>(name).call(dlog_prob, z, mu, scale, rho, logits);
+  };
+  if (have_tangents(dlog_prob, z, mu, scale, rho) ||
+      torch::autograd::compute_requires_grad(dlog_prob, z, mu, scale, rho))
+    return of(Plain::log_prob_backward);
+  return below_autograd([&] { return of(Ops::log_prob_backward); });
+}
+
+template <class Ops>
 static void register_autograd(torch::Library& m) {
   m.impl(Ops::ar1, ar1<Ops>);
+  m.impl(Ops::ar1_backward, ar1_backward<Ops>);
   m.impl(Ops::log_prob, log_prob<Ops>);
-  // The gradients themselves are not differentiable: said when somebody tries, not answered wrongly.
-  m.impl(Ops::ar1_backward, torch::autograd::autogradNotImplementedFallback());
-  m.impl(Ops::log_prob_backward, torch::autograd::autogradNotImplementedFallback());
+  m.impl(Ops::log_prob_backward, log_prob_backward<Ops>);
 }
 
 TORCH_LIBRARY_IMPL(rhovae, Autograd, m) {

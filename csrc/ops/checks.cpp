@@ -171,10 +171,12 @@ struct Checks {
              bool needed) const {
     if (key) {
       const ArrayRef<Int> sizes = sizes_of<Int>(*key);
-      TORCH_CHECK_VALUE(key->scalar_type() == at::kUInt64 && sizes.size() == 1 && !differ(sizes[0], Int(2)) &&
+      const at::ScalarType type = key->scalar_type();
+      TORCH_CHECK_VALUE((type == at::kUInt64 || type == at::kLong) && is_key(sizes) &&
                             (key->is_cpu() || key->device() == mu.device()),
-                        op, ": key must be a uint64 tensor (seed, offset) on the CPU or on mu's device, ",
-                        mu.device(), ", but got ", key->scalar_type(), " of shape ", sizes, " on ",
+                        op, ": key must be a uint64 tensor (seed, offset), or one of shape ",
+                        ArrayRef<Int>(lead), " and 2 (axes without a key of their own: 1), on the CPU or on ",
+                        "mu's device, ", mu.device(), ", but got ", type, " of shape ", sizes, " on ",
                         key->device(), ". Make one with torch.tensor([seed, offset], dtype=torch.uint64).");
     }
     if (eps) {
@@ -184,6 +186,17 @@ struct Checks {
     }
     TORCH_CHECK_VALUE(!needed || key || eps, op,
                       ": key or eps must be given where there are samples, but got neither.");
+  }
+
+  // One for all rows, or one along any of the leading axes.
+  bool is_key(ArrayRef<Int> sizes) const {
+    if (sizes.empty() || differ(sizes.back(), Int(2))) return false;
+    if (sizes.size() == 1) return true;
+    if (sizes.size() != lead.size() + 1) return false;
+    for (size_t axis = 0; axis < lead.size(); ++axis) {
+      if (differ(sizes[axis], lead[axis]) && differ(sizes[axis], Int(1))) return false;
+    }
+    return true;
   }
 
   void kind(int64_t kl) const {
@@ -285,14 +298,15 @@ static std::vector<SymInt> listed(Sizes<SymInt> sizes) {
 }
 static std::vector<SymInt> ar1(const std::string& op, const Tensor& mu, const Tensor& scale,
                                const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
-                               std::optional<SymInt> num_samples, int64_t, bool, bool sample, int64_t kl) {
+                               std::optional<SymInt> num_samples, SymInt, bool, bool sample,
+                               int64_t kl) {
   return listed(check_ar1(op.c_str(), mu, scale, rho, key, eps, num_samples, sample, kl));
 }
 static std::vector<SymInt> ar1_backward(const std::string& op, const OptionalTensor& dz,
                                         const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale,
                                         const Tensor& rho, const OptionalTensor& key,
-                                        const OptionalTensor& eps, std::optional<SymInt> num_samples, int64_t,
-                                        bool, int64_t kl, bool needs_deps) {
+                                        const OptionalTensor& eps, std::optional<SymInt> num_samples,
+                                        SymInt, bool, int64_t kl, bool needs_deps) {
   return listed(
       check_ar1_backward(op.c_str(), dz, dkl, mu, scale, rho, key, eps, num_samples, kl, needs_deps));
 }

@@ -11,6 +11,22 @@
 
 namespace rhovae::ops {
 
+// f(problem, begin, end) for rows [begin, end): where rows have keys of their own, for those of each key as a
+// problem with that key alone.
+template <class P, class F>
+static void by_key(const P& problem, int64_t begin, int64_t end, const F& f) {
+  const RowKeys& keys = problem.keys;
+  if (!keys.words) return f(problem, begin, end);
+  P own = problem;
+  while (begin < end) {
+    const int64_t until = std::min(end, (begin / keys.run + 1) * keys.run);
+    own.noise = {keys.words[2 * begin], keys.words[2 * begin + 1],
+                 problem.noise.row_offset + static_cast<uint64_t>(keys.numbers[begin] - begin)};
+    f(own, begin, until);
+    begin = until;
+  }
+}
+
 // Few elements stay on one thread. Of rows that share the lanes of a register whole groups are handed out,
 // for the widest of registers; of longer ones single rows; and a few very long ones are shared by all
 // threads.
@@ -24,7 +40,9 @@ static void over_rows(const P& problem, const cpu::Kernel<P>& kernel) {
     for (int64_t row = 0; row < problem.rows; ++row) relays.emplace_back(problem.samples, tiles, true);
     at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
-        for (int64_t row = 0; row < problem.rows; ++row) kernel.shared(problem, row, relays[row]);
+        by_key(problem, 0, problem.rows, [&](const P& own, int64_t row, int64_t until) {
+          for (; row < until; ++row) kernel.shared(own, row, relays[row]);
+        });
       }
     });
     return;
@@ -33,7 +51,7 @@ static void over_rows(const P& problem, const cpu::Kernel<P>& kernel) {
   const int64_t elements = problem.steps * problem.samples * group;
   const int64_t grain = (kElementsPerThread + elements - 1) / elements;
   at::parallel_for(0, (problem.rows + group - 1) / group, grain, [&](int64_t begin, int64_t end) {
-    kernel.rows(problem, begin * group, std::min(end * group, problem.rows));
+    by_key(problem, begin * group, std::min(end * group, problem.rows), kernel);
   });
 }
 
@@ -81,7 +99,7 @@ static Tensor draw_key(const Tensor& like, const std::optional<at::Generator>& g
   check_draw_key(like, generator);
   auto* drawn_from =
       at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
-  Tensor key = at::empty({2}, at::kUInt64);
+  Tensor key = at::empty({2}, at::kLong);
   auto* words = static_cast<uint64_t*>(key.data_ptr());
   const std::lock_guard<std::mutex> lock(drawn_from->mutex_);
   words[0] = drawn_from->random64();

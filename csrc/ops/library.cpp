@@ -1,8 +1,10 @@
 // The ops' schemas and the module that Python imports to have them registered.
 
 #include <Python.h>
+#include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <string>
 
 #include "../cpu/kernels.h"
@@ -25,12 +27,20 @@ static std::string build_info() {
          "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES "\", \"compiler\": \"" __VERSION__ "\"}";
 }
 
+// Under vmap, torch's own random ops know what its `randomness` asks for: an error, one key for all slices,
+// or one for each.
+static at::Tensor draw_key_in_vmap(const at::Tensor& like, const std::optional<at::Generator>& generator, bool) {
+  using Word = std::numeric_limits<int64_t>;
+  return at::randint(Word::min(), Word::max(), {2}, generator, like.options().dtype(at::kLong));
+}
+
 static std::string cpu_capability() {
   return cpu::kernels().name;
 }
 
 // The ops of one implementation, by the prefix of their names; or the checks of their arguments. Those whose
-// names begin with triton_ are implemented in Python; being defined here they share the autograd.
+// names begin with triton_ are implemented in Python; being defined here they share the autograd. plain_ are
+// the same in torch's own operations, which every transform of torch passes through.
 static void define_chain(torch::Library& m, const std::string& prefix) {
   const bool checks = prefix == "check_";
   const auto def = [&](const std::string& name, const std::string& arguments, const std::string& returns) {
@@ -39,16 +49,20 @@ static void define_chain(torch::Library& m, const std::string& prefix) {
     m.def((prefix + schema).c_str(), {at::Tag::pt2_compliant_tag});
   };
   def("ar1",
-      "Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, int row_offset, "
+      "Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, SymInt row_offset, "
       "bool logits, bool sample, int kl",
       "(Tensor z, Tensor kl)");
   def("ar1_backward",
       "Tensor? dz, Tensor? dkl, Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, "
-      "SymInt? num_samples, int row_offset, bool logits, int kl, bool needs_deps",
+      "SymInt? num_samples, SymInt row_offset, bool logits, int kl, bool needs_deps",
       "(Tensor dmu, Tensor dscale, Tensor drho, Tensor deps)");
   def("ar1_log_prob", "Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits", "Tensor");
   def("ar1_log_prob_backward", "Tensor dlog_prob, Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits",
       "(Tensor dz, Tensor dmu, Tensor dscale, Tensor drho)");
+}
+
+TORCH_LIBRARY_IMPL(rhovae, FuncTorchVmapMode, m) {
+  m.impl("draw_key", draw_key_in_vmap);
 }
 
 TORCH_LIBRARY(rhovae, m) {
@@ -58,6 +72,7 @@ TORCH_LIBRARY(rhovae, m) {
         {at::Tag::nondeterministic_seeded});
   define_chain(m, "");
   define_chain(m, "triton_");
+  define_chain(m, "plain_");
   define_chain(m, "check_");
   m.def("check_draw_key(Tensor like, Generator? generator) -> ()", {at::Tag::pt2_compliant_tag});
   m.def("build_info() -> str", build_info);

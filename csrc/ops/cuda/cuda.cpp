@@ -104,7 +104,7 @@ static Tensor draw_key(const Tensor& like, const std::optional<at::Generator>& g
     state = drawn_from->philox_cuda_state(words);
   }
   if (!state.captured_ && !on_device) {
-    Tensor key = at::empty({2}, at::kUInt64);
+    Tensor key = at::empty({2}, at::kLong);
     auto* values = static_cast<uint64_t*>(key.data_ptr());
     values[0] = state.seed_.val;
     values[1] = state.offset_.val / cuda::kWordsPerBlock;
@@ -115,7 +115,7 @@ static Tensor draw_key(const Tensor& like, const std::optional<at::Generator>& g
     known = {true, 0, 0, state.seed_.ptr, state.offset_.ptr, state.offset_intragraph_};
   else
     known = {false, state.seed_.val, state.offset_.val, nullptr, nullptr, 0};
-  Tensor key = at::empty({2}, like.options().dtype(at::kUInt64));
+  Tensor key = at::empty({2}, like.options().dtype(at::kLong));
   on_device_of(like, 0, [&](void*, cudaStream_t stream) {
     return cuda::write_key(known, static_cast<uint64_t*>(key.data_ptr()), stream);
   });
