@@ -366,12 +366,10 @@ def _key(operation: str, mu: Tensor, scale: Tensor, rho: Tensor, key: Key) -> Te
 
 def _check_rows_of_key(operation: str, key: Tensor, lead: list[int]) -> None:
     own = key.shape[:-1]
-    if len(own) != len(lead) or any(
-        keys not in (1, size) for keys, size in zip(own, lead, strict=True)
-    ):
+    if len(own) != len(lead) or any(keys not in (1, size) for keys, size in zip(own, lead, strict=True)):
         expected = (
-            f"of shape (2,), or a key per row: of shape ({', '.join(map(str, lead))}, 2), with 1 for the axes "
-            "along which rows share a key"
+            f"of shape (2,), or a key per row: of shape ({', '.join(map(str, lead))}, 2), with 1 for the "
+            "axes along which rows share a key"
         )
         remedy = "Add the missing axes, as in key[:, None]."
         _refuse(ValueError, operation, "key", expected, f"shape {tuple(key.shape)}", remedy)

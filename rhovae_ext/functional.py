@@ -85,11 +85,11 @@ def ar1_reparam(
             reproduces them. (torch.compile takes no generator objects: give a key there.)
         key: a seed, the pair (seed, offset) of ints in [0, 2^64), or a uint64 tensor (2,). The same key gives
             the same noise on every device and backend, for every thread count and split of the batch. For
-            the steps of a loop derive keys, `fold_in(seed, step)`: (seed, step) is a trap, as the offset counts
-            blocks of four values and step 1 would draw step 0's noise moved on. A tensor of shape (*lead, 2) is a
-            key per row, which keeps its noise wherever it stands in a batch: rows are then numbered over the
-            axes that are 1 in it (a key per item of (B, C, d): (B, 1, 2)). Under torch.compile a key that
-            changes is best given as a tensor.
+            the steps of a loop derive keys, `fold_in(seed, step)`: (seed, step) is a trap, as the offset
+            counts blocks of four values and step 1 would draw step 0's noise moved on. A tensor of shape
+            (*lead, 2) is a key per row, which keeps its noise wherever it stands in a batch: rows are then
+            numbered over the axes that are 1 in it (a key per item of (B, C, d): (B, 1, 2)). Under
+            torch.compile a key that changes is best given as a tensor.
         row_offset: the number of the first row, in [0, 2^64): rows [a, b) of a batch drawn with row_offset=a
             are the rows that the whole batch would have.
         eps: standard normals of z's shape to use instead; no noise is drawn.

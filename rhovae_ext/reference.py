@@ -349,8 +349,8 @@ def ar1_log_prob_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients by z, mu, scale and rho, in closed form.
 
-    By x_k: rho_{k+1} eps_{k+1}/c_{k+1} - eps_k/c_k. By a = atanh(rho): rho_k + eps_k (x_{k-1} - rho_k x_k)/c_k,
-    the latter the innovation backwards in time.
+    By x_k: rho_{k+1} eps_{k+1}/c_{k+1} - eps_k/c_k. By a = atanh(rho): rho_k + eps_k times
+    (x_{k-1} - rho_k x_k)/c_k, the innovation backwards in time.
     """
     dtype = arithmetic_dtype(mu)
     mean, wide_scale, wide_rho = _operands(mu, scale, rho)

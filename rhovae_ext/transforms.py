@@ -60,20 +60,18 @@ class _Batch:
         steps = len(self.shapes["mu"])
         axes = {name: _with_last_axis(shape, steps) for name, shape in self.shapes.items()}
         self.rank = max(len(shape) for shape in axes.values())
-        self.tensors = {
-            name: self._front(tensor, dim).reshape(-1, *_padded(axes[name], self.rank)).expand(size, *_any(self.rank))
-            for name, (tensor, dim) in tensors.items()
-        }
+        self.tensors = {name: self._along(tensor, dim, axes[name]) for name, (tensor, dim) in tensors.items()}
 
-    def _front(self, tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+    def _along(self, tensor: Tensor, dim: int | None, axes: list[int]) -> Tensor:
+        front = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+        padded = [1] * (self.rank - len(axes)) + axes
+        return front.reshape(-1, *padded).expand(self.size, *padded)
 
     def key(self, key: Tensor | None, dim: int | None) -> Tensor | None:
         """(B, *lead or ones, 2): rows are numbered within their slice."""
         if key is None:
             return None
-        own = _padded(_without(dim, key.shape), self.rank)
-        return self._front(key, dim).reshape(-1, *own).expand(self.size, *_any(self.rank))
+        return self._along(key, dim, _without(dim, key.shape))
 
     def whole(self, tensor: Tensor | None, dim: int | None, at: int = 0) -> Tensor | None:
         """What has a value for every slice, with the batch's axis at `at`."""
@@ -98,19 +96,9 @@ def _with_last_axis(shape: list[int], rank_of_mu: int) -> list[int]:
     return [*shape, 1] if len(shape) < rank_of_mu else shape
 
 
-def _padded(shape: list[int], rank: int) -> list[int]:
-    return [1] * (rank - len(shape)) + shape
-
-
-def _any(rank: int) -> list[int]:
-    return [-1] * rank
-
-
 def _ar1(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     mu, scale, rho, key, eps, num_samples, row_offset, logits, sample, kl = args
-    batch = _Batch(
-        info.batch_size, mu=(mu, in_dims[0]), scale=(scale, in_dims[1]), rho=(rho, in_dims[2])
-    )
+    batch = _Batch(info.batch_size, mu=(mu, in_dims[0]), scale=(scale, in_dims[1]), rho=(rho, in_dims[2]))
     at = 0 if num_samples is None else 1
     noise = batch.key(key, in_dims[3]), batch.whole(eps, in_dims[4], at)
     out = op(*batch.tensors.values(), *noise, num_samples, row_offset, logits, sample, kl)
@@ -119,9 +107,7 @@ def _ar1(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tup
 
 def _ar1_backward(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     dz, dkl, mu, scale, rho, key, eps, num_samples, row_offset, logits, kl, needs_deps = args
-    batch = _Batch(
-        info.batch_size, mu=(mu, in_dims[2]), scale=(scale, in_dims[3]), rho=(rho, in_dims[4])
-    )
+    batch = _Batch(info.batch_size, mu=(mu, in_dims[2]), scale=(scale, in_dims[3]), rho=(rho, in_dims[4]))
     at = 0 if num_samples is None else 1
     by = batch.whole(dz, in_dims[0], at), batch.whole(dkl, in_dims[1])
     noise = batch.key(key, in_dims[5]), batch.whole(eps, in_dims[6], at)

@@ -79,7 +79,7 @@ PARAMETERS: dict[str, tuple[Any, Any, Any, type[Exception], tuple[str, ...]]] = 
     "rho elsewhere": (MU, S, RHO.to("meta"), ValueError, ("{rho} must be on mu's device, cpu", "meta")),
 }
 
-KEY_EXPECTED = "key must be a (seed, offset) pair of ints or a uint64 tensor of shape (2,)"
+KEY_EXPECTED = "key must be a seed, a (seed, offset) pair of ints or a uint64 tensor of shape (2,)"
 SAMPLING: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "no samples": ({"num_samples": 0}, ValueError, ("num_samples must be an int >= 1", "int 0")),
     "half a sample": ({"num_samples": 1.5}, ValueError, ("num_samples must be an int >= 1", "float 1.5")),
@@ -114,7 +114,13 @@ SAMPLING: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "a key of floats": ({"key": np.zeros(2)}, ValueError, ("key's seed must be an int",)),
     "an array of three": ({"key": np.zeros(3, np.uint64)}, ValueError, (KEY_EXPECTED, "ndarray")),
     "half a row": ({"row_offset": 0.5}, ValueError, ("row_offset must be an int", "float 0.5")),
-    "a seed alone": ({"key": 7}, ValueError, (KEY_EXPECTED, "int 7")),
+    "a negative seed alone": ({"key": -7}, ValueError, ("key's seed must be an int in [0, 2^64)", "int -7")),
+    "a broken seed": ({"key": 7.0}, ValueError, (KEY_EXPECTED, "float 7.0")),
+    "keys of too few axes": (
+        {"key": torch.zeros(1, 2, dtype=torch.uint64)[None, None]},
+        ValueError,
+        ("key must be of shape (2,), or a key per row: of shape (", "shape (1, 1, 1, 2)", "key[:, None]"),
+    ),
     "three numbers": ({"key": (1, 2, 3)}, ValueError, (KEY_EXPECTED, "tuple (1, 2, 3)")),
     "a signed key": ({"key": torch.zeros(2, dtype=torch.int64)}, ValueError, (KEY_EXPECTED, "torch.int64")),
     "a long key": ({"key": torch.zeros(3, dtype=torch.uint64)}, ValueError, (KEY_EXPECTED, "(3,)")),

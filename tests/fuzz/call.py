@@ -13,7 +13,7 @@ from torch import Tensor
 
 import rhovae_ext
 from tests.fuzz.rounding import Rounded
-from tests.fuzz.truth import NoAnswerError, Problem, arithmetic, expected
+from tests.fuzz.truth import NoAnswerError, Problem, arithmetic, expected, keys_of
 
 if TYPE_CHECKING:
     from tests.fuzz.draw import Draw
@@ -172,7 +172,7 @@ class Call:
         p = self.problem
         if self.kind == "key":
             key = answer["key"]
-            if key is None or key.dtype is not torch.uint64 or tuple(key.tolist()) != p.key:
+            if key is None or tuple(key.view(torch.uint64).tolist()) != p.key:
                 raise Wrong(f"the key is {key}, expected {p.key}")
             return
         whole = {} if self.backward else expected(p, self.kind, False)
@@ -286,10 +286,10 @@ def _first(where: Any) -> tuple[int, ...]:
 # The two ways of asking
 
 
-def _key_tensor(draw: Draw, key: tuple[int, int]) -> Tensor:
-    words = torch.tensor([word - 2**64 if word >> 63 else word for word in key]).view(torch.uint64)
+def _key_tensor(draw: Draw, key: tuple[int, int], axes: tuple[int, ...] | None) -> Tensor:
+    words = torch.from_numpy(keys_of(key, axes or ()))
     if draw.happens(0.3):
-        strided = torch.full((5,), 77, dtype=torch.int64).view(torch.uint64)[1::2]
+        strided = torch.full((*words.shape[:-1], 5), 77, dtype=torch.int64).view(torch.uint64)[..., 1::2]
         return strided.copy_(words)
     return words
 
@@ -319,11 +319,16 @@ def _of_function(draw: Draw, p: Problem, kind: str) -> Call:
     if p.row_offset or draw.happens(0.2):
         arguments["row_offset"] = p.row_offset
     assert p.key is not None
-    source = draw.one_of("pair", "pair", "list", "tensor", "tensor", "generator", "default")
+    source = draw.one_of("pair", "pair", "list", "tensor", "tensor", "generator", "default", "seed")
+    if p.own_keys is not None:
+        source = "tensor"
     if source in ("pair", "list"):
         arguments["key"] = p.key if source == "pair" else list(p.key)
     elif source == "tensor":
-        arguments["key"] = _key_tensor(draw, p.key)
+        arguments["key"] = _key_tensor(draw, p.key, p.own_keys)
+    elif source == "seed":
+        p.key = (p.key[0], 0)
+        arguments["key"] = p.key[0]
     else:
         seed = p.key[0] % 2**32
         p.key = _words_of_generator(seed)
@@ -356,7 +361,9 @@ def _of_op(draw: Draw, p: Problem, kind: str) -> Call:
             arguments = {"dlog_prob": p.dlog_prob, **arguments}
         target = f"rhovae::ar1_log_prob{'_backward' if backward else ''}"
         return Call(target, arguments, p, kind, backward=backward)
-    key = None if p.key is None else _key_tensor(draw, p.key)
+    key = None if p.key is None else _key_tensor(draw, p.key, p.own_keys)
+    if key is not None and draw.happens(0.5):
+        key = key.view(torch.int64)
     offset = p.row_offset - 2**64 if p.row_offset >> 63 else p.row_offset
     chain |= {
         "key": key,

@@ -154,6 +154,8 @@ class Draw:
         else:
             problem.key = (self.word(), self.word())
             problem.row_offset = self.one_of(0, 0, self.word())
+            if lead and self.happens(0.25):
+                problem.own_keys = tuple(self.one_of(1, size) for size in lead)
 
     def cotangents(self, problem: Problem) -> None:
         lead, steps = self.lead_of(problem), problem.mu.shape[-1]

@@ -295,7 +295,6 @@ def broken_key(draw: Draw, call: Call) -> str:
     )
     good = torch.tensor([1, 2]).view(torch.uint64)
     keys: tuple[Any, ...] = (
-        torch.tensor([1, 2]),
         torch.tensor([1.0, 2.0]),
         torch.tensor([1, 2], dtype=torch.int32),
         torch.zeros(3, dtype=torch.uint64),
@@ -303,12 +302,17 @@ def broken_key(draw: Draw, call: Call) -> str:
         torch.zeros(0, dtype=torch.uint64),
         torch.zeros((), dtype=torch.uint64),
         torch.zeros(2, 1, dtype=torch.uint64),
+        torch.zeros(99991, 2, dtype=torch.uint64),
         good.to("meta"),
         torch.eye(2).to_sparse(),
     )
     if not call.is_op:
         keys += (
-            7,
+            torch.tensor([1, 2]),
+            -7,
+            2**64,
+            7.0,
+            True,
             (1,),
             (1, 2, 3),
             (-1, 0),

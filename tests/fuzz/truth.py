@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,12 +38,22 @@ class Problem:
     kl: int = NO_KL
     num_samples: int | None = None
     key: tuple[int, int] | None = None
+    own_keys: tuple[int, ...] | None = (
+        None  # the axes along which rows have keys of their own; those that share: 1
+    )
     row_offset: int = 0
     eps: Tensor | None = None
     z: Tensor | None = None  # where log q(z) is asked for
     dz: Tensor | None = None
     dkl: Tensor | None = None
     dlog_prob: Tensor | None = None
+
+
+def keys_of(key: tuple[int, int], axes: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    """(*axes, 2): distinct keys that begin with `key`."""
+    number = np.arange(math.prod(axes), dtype=np.uint64).reshape(axes)
+    words = (np.uint64(key[0]) + number, np.uint64(key[1]) + np.uint64(3) * number)
+    return np.stack(words, -1)
 
 
 def arithmetic(mu: Tensor) -> torch.dtype:
@@ -197,11 +208,34 @@ def _eps(chain: Chain) -> Rounded:
         return Rounded.exact(eps + 0 * eps.sum(-1, keepdims=True) + chain.marks, chain.unit)
     _require(p.key is not None, "neither key nor eps")
     assert p.key is not None
-    rows = rows_of(math.prod(chain.lead), p.row_offset, p.num_samples)
-    eps, slack = normals(*p.key, rows, chain.steps, p.mu.dtype == torch.float64)
-    shape = (*samples, *chain.row)
+    double, shape = p.mu.dtype == torch.float64, (*samples, *chain.row)
+    if p.own_keys is None:
+        rows = rows_of(math.prod(chain.lead), p.row_offset, p.num_samples)
+        eps, slack = normals(*p.key, rows, chain.steps, double)
+    else:
+        eps, slack = _with_own_keys(p, p.key, p.own_keys, chain.lead, chain.steps)
     # The slack is an absolute bound, not a rounding: here is the margin taken back.
     return Rounded(eps.reshape(shape), slack.reshape(shape).astype(REAL) / 16, chain.unit)
+
+
+def _with_own_keys(
+    p: Problem, key: tuple[int, int], axes: tuple[int, ...], lead: tuple[int, ...], steps: int
+) -> tuple[Array, Array]:
+    """Each key's rows as a batch of their own, put where they belong."""
+    fits = len(axes) == len(lead) and all(own in (1, size) for own, size in zip(axes, lead, strict=True))
+    _require(fits, f"keys of shape {axes} for rows of {lead}")
+    keys, samples = keys_of(key, axes), () if p.num_samples is None else (p.num_samples,)
+    both = np.zeros((2, *samples, *lead, steps), REAL)
+    for place in np.ndindex(*axes):
+        own = tuple(at if size > 1 else slice(None) for at, size in zip(place, axes, strict=True))
+        part = both[(slice(None), *(slice(None) for _ in samples), *own)]
+        count = part[0].size // max(1, steps * math.prod(samples))
+        seed, offset = (int(word) for word in keys[place])
+        drawn = normals(
+            seed, offset, rows_of(count, p.row_offset, p.num_samples), steps, p.mu.dtype == torch.float64
+        )
+        part[:] = np.stack(drawn).reshape(part.shape)
+    return both[0], both[1]
 
 
 def _gradient(given: Tensor, shape: tuple[int, ...], rows: bool, what: str) -> Array:
