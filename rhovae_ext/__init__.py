@@ -12,6 +12,7 @@ from .functional import (
     ar1_reparam_kl_with_logits,
 )
 from .keys import fold_in, split
+from .transforms import decompositions
 from .version import __version__
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ar1_reparam_kl",
     "ar1_reparam_kl_with_logits",
     "available_backends",
+    "decompositions",
     "fold_in",
     "split",
 ]

@@ -147,6 +147,8 @@ def _parameter(
     if value.layout is not _STRIDED:
         _refuse_layout(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
+        value = promoted(value, mu)
+    if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
         _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
     same_device(operation, name, value, mu, of)
@@ -194,6 +196,17 @@ def _number(operation: str, name: str, value: Any, dtype: torch.dtype) -> float:
     return value
 
 
+_PROMOTED = frozenset((torch.float32, torch.bfloat16, torch.float16))
+
+
+def promoted(value: Tensor, other: Tensor) -> Tensor:
+    """In an autocast region the value in float32 if its type and the other's differ, as torch promotes."""
+    types = {value.dtype, other.dtype}
+    if len(types) == 1 or not types <= _PROMOTED or not torch.is_autocast_enabled(other.device.type):
+        return value
+    return value.float()
+
+
 def same_device(operation: str, name: str, value: Tensor, mu: Tensor, of: str = "mu") -> None:
     if value.is_cpu and mu.is_cpu:  # spares two objects and their comparison
         return
@@ -233,8 +246,8 @@ def sampling(
     key: Key | None,
     row_offset: int,
     eps: Tensor | None,
-) -> tuple[Tensor | None, int]:
-    """Checks what decides the noise; the key as a tensor, row_offset as a signed 64-bit pattern."""
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """Checks what decides the noise: the key as a tensor, eps, row_offset as a signed 64-bit pattern."""
     if type(row_offset) is not int or row_offset != 0:
         row_offset = _pattern(operation, "row_offset", row_offset)
     sources = (key is not None) + (eps is not None) + (generator is not None)
@@ -249,10 +262,10 @@ def sampling(
             f"{' and '.join(names)}. Drop all but one."
         )
     if eps is not None:
-        _check_eps(operation, mu, scale, rho, num_samples, eps)
+        eps = _given_noise(operation, mu, scale, rho, num_samples, eps)
     if generator is not None:
         _check_generator(operation, mu, generator)
-    return (None if key is None else _key(operation, mu, scale, rho, key)), row_offset
+    return (None if key is None else _key(operation, mu, scale, rho, key)), eps, row_offset
 
 
 def samples(operation: str, num_samples: int) -> int:
@@ -292,9 +305,9 @@ def _pattern(operation: str, name: str, value: int) -> int:
     return number - _64_BITS if number >= _64_BITS // 2 else number
 
 
-def _check_eps(
+def _given_noise(
     operation: str, mu: Tensor, scale: Tensor, rho: Tensor, num_samples: int | None, eps: Tensor
-) -> None:
+) -> Tensor:
     samples = [] if num_samples is None else [num_samples]
     shape = [*samples, *broadcast_leading(mu, scale, rho), mu.shape[-1]]
     if isinstance(eps, Tensor):
@@ -309,6 +322,8 @@ def _check_eps(
             got,
             "Expand it to that shape.",
         )
+    if eps.dtype is not mu.dtype:
+        eps = promoted(eps, mu)
     if eps.dtype is not mu.dtype and eps.dtype is not arithmetic_dtype(mu):
         _refuse(
             TypeError,
@@ -319,6 +334,7 @@ def _check_eps(
             "Convert it: eps.to(mu.dtype).",
         )
     same_device(operation, "eps", eps, mu)
+    return eps
 
 
 def _check_generator(operation: str, mu: Tensor, generator: torch.Generator) -> None:

@@ -16,7 +16,8 @@ Shapes, wherever these names appear (ranks decide, never sizes):
     rho, rho_logit: the same, with (..., d-1) per step: rho[..., k] ties the steps k and k+1
     Leading axes of the three broadcast together, to *lead below.
 Types: mu float32, float64, bfloat16 or float16; s and rho in mu's type or float32. The arithmetic, the KL and
-the log-density are in float32 (float64 for a float64 mu). Every tensor may have any strides.
+the log-density are in float32 (float64 for a float64 mu). In an autocast region types that are mixed
+otherwise are promoted to float32. Every tensor may have any strides.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _ar1(
     scale, rho = arguments.parameters(operation, mu, scale, rho, *names)
     if num_samples is not None:
         num_samples = arguments.samples(operation, num_samples)
-    key, row_offset = arguments.sampling(
+    key, eps, row_offset = arguments.sampling(
         operation, mu, scale, rho, num_samples, generator, key, row_offset, eps
     )
     chosen = backends.choose(operation, backend, mu)
@@ -307,6 +308,8 @@ def _log_prob(
     backend: str | None,
     logits: bool,
 ) -> Tensor:
+    if isinstance(z, Tensor) and isinstance(mu, Tensor) and z.dtype is not mu.dtype:
+        z, mu = arguments.promoted(z, mu), arguments.promoted(mu, z)
     names = ("log_s", "rho_logit") if logits else ("s", "rho")
     scale, rho = arguments.parameters(operation, mu, scale, rho, *names)
     arguments.density(operation, z, mu, scale, rho)

@@ -33,6 +33,23 @@ _LARGEST_LOG_SCALE = {torch.float32: 150.0, torch.float64: 700.0}
 _LARGEST_LOG_PRECISION = {torch.float32: 150.0, torch.float64: 200.0}
 
 
+# Where the length of a chain is a symbol without an upper bound.
+_LONGEST = 1 << 31
+
+# Sizes
+
+
+def _known(holds: bool) -> bool:
+    """A comparison of sizes; of symbolic ones, what holds for all of their range, so that none is fixed."""
+    if isinstance(holds, Tensor):  # while torch.jit traces
+        return bool(holds)
+    if type(holds) is bool and not torch.compiler.is_exporting():
+        return holds
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(holds)
+
+
 # Noise
 
 
@@ -84,15 +101,21 @@ def _box_muller(u1: Tensor, u2: Tensor) -> Tensor:
 def normals(key: Tensor, rows: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     """Standard normals (*rows.shape, d) of dtype's stream: float32 has four a block, float64 two."""
     inner = widest_dtype(rows)  # a uniform next to 1 keeps too few digits in float32
+    per_block = 2 if dtype == torch.float64 else 4
+    blocks = (d + per_block - 1) // per_block
+    if not (_known(d <= per_block) or _known(d > per_block)):
+        blocks = blocks + 1  # a symbol that may be 1 would be fixed
+    words = noise_words(key, rows, blocks).to(inner)
     if dtype == torch.float64:
-        words = noise_words(key, rows, (d + 1) // 2).to(inner)
         uniforms = words[..., 0::2] * 2.0**-32 + (words[..., 1::2] + 0.5) * 2.0**-64
         eps = _box_muller(uniforms[..., 0], uniforms[..., 1])
     else:
-        words = noise_words(key, rows, (d + 3) // 4).to(inner)
         uniforms = words * 2.0**-32 + 2.0**-33
         eps = _box_muller(uniforms[..., 0::2], uniforms[..., 1::2]).flatten(-2)
-    return eps.flatten(-2)[..., :d].to(dtype)
+    eps = eps.flatten(-2)
+    if not _known(eps.shape[-1] == d):  # by index: a slice would ask whether it is the whole
+        eps = eps.index_select(-1, torch.arange(d, device=eps.device))
+    return eps.to(dtype)
 
 
 def _draw(
@@ -181,7 +204,11 @@ def _chain(scale: Tensor, rho: Tensor, logits: bool, dtype: torch.dtype) -> _Cha
 
 
 def _shift(x: Tensor, steps: int) -> Tensor:
-    return torch.nn.functional.pad(x[..., :-steps], (steps, 0))
+    kept = x.shape[-1] - steps
+    if _known(kept == 1) or _known(kept > 1):  # a symbol that may be 1 would be fixed
+        return torch.nn.functional.pad(x[..., :-steps], (steps, 0))
+    later = torch.arange(x.shape[-1], device=x.device) >= steps
+    return torch.where(later, x.roll(steps, -1), 0.0)
 
 
 def _scan(rho: Tensor, increments: Tensor) -> Tensor:
@@ -190,7 +217,7 @@ def _scan(rho: Tensor, increments: Tensor) -> Tensor:
     rho: (..., 1), or (..., d) with anything finite in front: the shift brings zeros there.
     """
     x, weight, reach = increments, rho, 1
-    while reach < x.shape[-1]:
+    while not _known(x.shape[-1] <= reach) and reach < _LONGEST:
         x = x + weight * _shift(x, reach)
         weight = weight * weight if weight.shape[-1] == 1 else weight * _shift(weight, reach)
         reach *= 2

@@ -68,7 +68,9 @@ TORCH_LIBRARY_IMPL(rhovae, FuncTorchVmapMode, m) {
 TORCH_LIBRARY(rhovae, m) {
   // The key is drawn by an op of its own; all others are functions of their arguments.
   // `on_device`: on like's device, as code that is traced for it needs; else wherever that costs no launch.
-  m.def("draw_key(Tensor like, Generator? generator=None, *, bool on_device=False) -> Tensor",
+  // Two draws are never one: torch.jit believes it of an op of ours only where it must fear side effects.
+  m.def(torch::schema("draw_key(Tensor like, Generator? generator=None, *, bool on_device=False) -> Tensor",
+                      c10::AliasAnalysisKind::CONSERVATIVE),
         {at::Tag::nondeterministic_seeded});
   define_chain(m, "");
   define_chain(m, "triton_");

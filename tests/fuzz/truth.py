@@ -38,9 +38,7 @@ class Problem:
     kl: int = NO_KL
     num_samples: int | None = None
     key: tuple[int, int] | None = None
-    own_keys: tuple[int, ...] | None = (
-        None  # the axes along which rows have keys of their own; those that share: 1
-    )
+    own_keys: tuple[int, ...] | None = None  # leading axes of the keys: 1 where rows share one
     row_offset: int = 0
     eps: Tensor | None = None
     z: Tensor | None = None  # where log q(z) is asked for
