@@ -74,10 +74,15 @@ def _halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
     return pattern & _MASK, (pattern >> 32) & _MASK
 
 
+def _bits(key: Tensor) -> Tensor:
+    """A key's words as int64 patterns, in which torch can compute."""
+    return key if key.dtype is torch.int64 else key.view(torch.int64)
+
+
 def noise_words(key: Tensor, rows: Tensor, blocks: int) -> Tensor:
     """Words (*rows.shape, blocks, 4) for rows' numbers, 64-bit patterns in int64, and keys (..., 2) that
     broadcast with them."""
-    seed, offset = key.view(torch.int64).to(rows.device).unsqueeze(-2).unbind(-1)
+    seed, offset = _bits(key).to(rows.device).unsqueeze(-2).unbind(-1)
     position = _halves(offset + torch.arange(blocks, device=rows.device))
     words = philox((*position, *_halves(rows.unsqueeze(-1))), _halves(seed))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
@@ -85,7 +90,7 @@ def noise_words(key: Tensor, rows: Tensor, blocks: int) -> Tensor:
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:
     """The keys that the words of block `data` of row 0 make: uint64 keys (..., 2), int64 patterns."""
-    seed, offset = key.view(torch.int64).unbind(-1)
+    seed, offset = _bits(key).unbind(-1)
     position = _halves(offset + data)
     first_row = torch.zeros_like(position[0])
     w0, w1, w2, w3 = philox((*position, first_row, first_row), _halves(seed))
