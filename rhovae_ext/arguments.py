@@ -74,7 +74,7 @@ def _has_rows_of(shape: torch.Size, own: torch.Size) -> bool:
     axes = len(shape) - 1
     if len(own) == 0:
         return True
-    if len(own) > len(shape):
+    if not axes <= len(own) <= len(shape):
         return False
     # A slice of a torch.Size, or a generator, would cost as much as the rest of the checks.
     for axis in range(axes):  # noqa: SIM110
@@ -159,7 +159,7 @@ def _parameter(
     if len(own) >= rank:
         if own[-1] == 1 or own[-1] == steps:
             return value
-    elif len(own) == 0 or len(own) == rank - 1:
+    elif len(own) == 0 or (len(own) == rank - 1 and _has_rows_of(mu.shape, own)):
         return value
     _refuse(
         ValueError,
@@ -168,7 +168,8 @@ def _parameter(
         f"a number, one value per row (shape {of}.shape[:-1] = {tuple(mu.shape[:-1])} or (..., 1)) "
         f"or one per step (shape (..., {per_step}) = (..., {steps}))",
         f"shape {tuple(value.shape)}",
-        f"{of} has shape {tuple(mu.shape)}; ranks decide: values shared by all rows need a leading 1.",
+        f"{of} has shape {tuple(mu.shape)}; ranks decide: give values per step that all rows share as "
+        f"{name}[None], and values per row that broadcast as {name}[..., None].",
     )
 
 

@@ -1,4 +1,4 @@
-"""Every gradient of every function against finite differences in float64; the reference twice."""
+"""Every gradient of every function against finite differences in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 
 import rhovae_ext
 from tests.ext.cases import TENSOR_KINDS, Case, make_case, with_eps
@@ -71,7 +71,7 @@ def test_entropy(rho_kind: str) -> None:
 
 @LOGITS
 def test_broadcast_leading_axes(backend: str, logits: bool) -> None:
-    shapes = [((3, 1, 4), (1, 2, 4), (1, 2, 3)), ((4,), (2, 4), (3, 1, 1)), ((1, 2, 4), (3, 1), (3, 2, 3))]
+    shapes = [((3, 1, 4), (1, 2, 4), (1, 2, 3)), ((4,), (2, 4), (3, 1, 1)), ((1, 2, 4), (3, 1, 1), (3, 2, 3))]
     for mu_shape, scale_shape, rho_shape in shapes:
         generator = torch.Generator().manual_seed(0)
         mu, scale, rho = (
@@ -89,24 +89,3 @@ def test_no_singularity_at_zero_logit(backend: str) -> None:
     case.rho.zero_()
     case.scale.zero_()
     assert gradcheck(_sample_kl(case, backend), _tensors(case))
-
-
-@LOGITS
-@pytest.mark.parametrize("kinds", [("row", "row"), ("step", "step")], ids=["row", "step"])
-def test_reference_differentiates_twice(kinds: tuple[str, str], logits: bool) -> None:
-    case = with_eps(make_case((2,), 4, *kinds, logits=logits))
-    assert gradgradcheck(_sample_kl(case, "reference"), _tensors(case))
-    function = rhovae_ext.ar1_log_prob_with_logits if logits else rhovae_ext.ar1_log_prob
-    z = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
-    mu, scale, rho, _ = _tensors(case)
-    assert gradgradcheck(lambda *x: function(*x, backend="reference"), (z, mu, scale, rho))
-
-
-def test_native_says_that_it_does_not_differentiate_twice(backend: str) -> None:
-    if backend == "reference":
-        pytest.skip("the reference differentiates twice")
-    case = make_case((2,), 4, key=(1, 2)).leaves()
-    z, kl = case.call(backend)
-    (dmu,) = torch.autograd.grad(kl.sum() + z.square().sum(), case.mu, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"twice|second|double|not implemented|derivative"):
-        torch.autograd.grad(dmu.sum(), case.inputs["scale"])

@@ -44,7 +44,7 @@ PARAMETERS: dict[str, tuple[Any, Any, Any, type[Exception], tuple[str, ...]]] = 
         torch.ones(5),
         RHO,
         ValueError,
-        ("leading axes", "{s}", "must broadcast", "(4,), (5,) and (4,)"),
+        ("{s} must be", "mu.shape[:-1] = (4,)", "shape (5,)", "{s}[None]", "{s}[..., None]"),
     ),
     "scale of d + 1": (
         MU,
@@ -206,7 +206,8 @@ def test_entropy() -> None:
         (MU.long(), 0.0, TypeError, ("s must be float32", "torch.int64", "s.float()")),
         (torch.ones(()), 0.0, ValueError, ("s must be of shape (..., d)", "shape ()")),
         (MU, torch.zeros(4, 5), ValueError, ("rho must be", "s.shape[:-1]", "s has shape (4, 5)")),
-        (MU, torch.zeros(3), ValueError, ("leading axes of s and rho", "(4, 5) and (3,)")),
+        (MU, torch.zeros(3), ValueError, ("rho must be", "s.shape[:-1] = (4,)", "shape (3,)")),
+        (MU, torch.zeros(3, 1), ValueError, ("leading axes of s and rho", "(4, 5) and (3, 1)")),
         (MU, RHO.to("meta"), ValueError, ("rho must be on s's device", "meta")),
     ):
         refused(lambda s=s, rho=rho: R.ar1_entropy(s, rho), error, "ar1_entropy", parts)  # type: ignore[misc]

@@ -102,8 +102,8 @@ def test_broadcast_operands(backend: str, logits: bool) -> None:
     shapes = [
         ((3, 1, 6), (1, 2, 6), (1, 1, 5)),
         ((6,), (4, 1), (4, 5)),
-        ((1, 6), (4, 6), (4,)),
-        ((2, 1, 6), (1, 3), (2, 3, 5)),
+        ((1, 6), (4, 6), (4, 1)),
+        ((2, 1, 6), (1, 3, 1), (2, 3, 5)),
         ((4, 6), (4,), (3, 1, 5)),
     ]
     for mu_shape, scale_shape, rho_shape in shapes:

@@ -295,6 +295,11 @@ def _key_tensor(draw: Draw, key: tuple[int, int], axes: tuple[int, ...] | None) 
 
 
 def _of_function(draw: Draw, p: Problem, kind: str) -> Call:
+    # A value per row that broadcasts has mu's rank there; the ops take it without.
+    for name in ("scale", "rho"):
+        given = getattr(p, name)
+        if isinstance(given, Tensor) and 0 < given.dim() == p.mu.dim() - 1 and given.shape != p.mu.shape[:-1]:
+            setattr(p, name, given.unsqueeze(-1))
     names = ("log_s", "rho_logit") if p.logits else ("s", "rho")
     suffix = "_with_logits" if p.logits else ""
     if kind == "entropy":
