@@ -14,7 +14,7 @@ Shapes, wherever these names appear (ranks decide, never sizes):
     mu: (..., d), d >= 1
     s, log_s: a number; one per row, exactly mu.shape[:-1] or (..., 1); one per step, (..., d)
     rho, rho_logit: the same, with (..., d-1) per step: rho[..., k] ties the steps k and k+1
-    Leading axes of the three broadcast together, to *lead below; with mu's rank at least, those of s and rho too.
+    Leading axes of the three, where s and rho have mu's rank, broadcast together, to *lead below.
 Types: mu float32, float64, bfloat16 or float16; s and rho in mu's type or float32. The arithmetic, the KL and
 the log-density are in float32 (float64 for a float64 mu). In an autocast region types that are mixed
 otherwise are promoted to float32. Every tensor may have any strides.

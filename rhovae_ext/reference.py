@@ -123,9 +123,10 @@ def normals(key: Tensor, rows: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     return eps.to(dtype)
 
 
-def _draw(
+def draw(
     key: Tensor, row_offset: int, num_samples: int | None, lead: list[int], d: int, like: Tensor
 ) -> Tensor:
+    """eps, (*lead, d) or (num_samples, *lead, d), in the arithmetic's type."""
     # Rows are numbered over the axes along which they share a key.
     own = [1] * len(lead) if key.dim() == 1 else key.shape[:-1]
     counted = [size if keys == 1 else 1 for size, keys in zip(lead, own, strict=True)]
@@ -274,7 +275,7 @@ def ar1(
     if sample:
         if eps is None:
             assert key is not None
-            eps = _draw(key, row_offset, num_samples, lead, d, mu)
+            eps = draw(key, row_offset, num_samples, lead, d, mu)
         z = (mean + chain.s * _chain_of(chain, eps.to(mean.dtype))).to(mu.dtype)
     if kl:
         divergence = _kl_per_dimension(chain, mean, d).expand(*lead, d)
@@ -311,7 +312,7 @@ def ar1_backward(
     if dz is not None:
         if eps is None:
             assert key is not None
-            eps = _draw(key, row_offset, num_samples, lead, d, mu)
+            eps = draw(key, row_offset, num_samples, lead, d, mu)
         noise, g = eps.to(mean.dtype), dz.to(mean.dtype)
         x = _chain_of(chain, noise)
         turned = chain.rho if chain.rho.shape[-1] == 1 else chain.rho.flip(-1)

@@ -25,6 +25,10 @@ int backward(const Backward& problem, DeviceKey key, void* workspace, Stream str
 int log_prob(const LogProb& problem, void* workspace, Stream stream);
 int log_prob_backward(const LogProbBackward& problem, void* workspace, Stream stream);
 
+// eps (samples, rows, steps) of a problem whose rows have keys of their own, in the arithmetic's type:
+// `forward` and `backward` read it as given noise.
+int row_noise(const Problem& problem, void* eps, Stream stream);
+
 // Writes (seed, offset) to device memory from the state of torch's generator: values, or what the pointers
 // hold once the stream gets there (a captured graph keeps its generator's state there), with `extra` added to
 // the offset. The generator counts 32-bit words, a key blocks of four.

@@ -71,8 +71,8 @@ static bool have_tangents(const Tensors&... inputs) {
 }
 
 // Nodes written out, as torch's own operators have them: torch::autograd::Function keeps what it saves in
-// maps by name, and at 128 x 10 that costs more than the arithmetic. What they save is unpacked where autograd
-// is on: a checkpoint's hooks compute it again there.
+// maps by name, and at 128 x 10 that costs more than the arithmetic. What they save is unpacked where
+// autograd is on: a checkpoint's hooks compute it again there.
 //
 // A key is kept as it is, out of the reach of hooks that pack tensors as floats; that nobody wrote into it
 // since is checked here.
@@ -216,9 +216,9 @@ struct LogProbNode final : torch::autograd::Node {
     if (!grads[0].defined()) return variable_list(4);
     const Tensor point = z.unpack(), mean = mu.unpack(), s = scale.unpack(), r = rho.unpack();
     const auto call = [&] { return log_prob_backward.call(grads[0], point, mean, s, r, logits); };
-    auto [dz, dmu, dscale, drho] =
-        at::GradMode::is_enabled() || have_tangents(grads[0], point, mean, s, r) ? call()
-                                                                                : below_autograd(call);
+    auto [dz, dmu, dscale, drho] = at::GradMode::is_enabled() || have_tangents(grads[0], point, mean, s, r)
+                                       ? call()
+                                       : below_autograd(call);
     return {dz, dmu, dscale, drho};
   }
 };

@@ -298,15 +298,14 @@ static std::vector<SymInt> listed(Sizes<SymInt> sizes) {
 }
 static std::vector<SymInt> ar1(const std::string& op, const Tensor& mu, const Tensor& scale,
                                const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
-                               std::optional<SymInt> num_samples, SymInt, bool, bool sample,
-                               int64_t kl) {
+                               std::optional<SymInt> num_samples, SymInt, bool, bool sample, int64_t kl) {
   return listed(check_ar1(op.c_str(), mu, scale, rho, key, eps, num_samples, sample, kl));
 }
 static std::vector<SymInt> ar1_backward(const std::string& op, const OptionalTensor& dz,
                                         const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale,
                                         const Tensor& rho, const OptionalTensor& key,
-                                        const OptionalTensor& eps, std::optional<SymInt> num_samples,
-                                        SymInt, bool, int64_t kl, bool needs_deps) {
+                                        const OptionalTensor& eps, std::optional<SymInt> num_samples, SymInt,
+                                        bool, int64_t kl, bool needs_deps) {
   return listed(
       check_ar1_backward(op.c_str(), dz, dkl, mu, scale, rho, key, eps, num_samples, kl, needs_deps));
 }

@@ -1,7 +1,7 @@
 // The ops' schemas and the module that Python imports to have them registered.
 
-#include <Python.h>
 #include <ATen/ATen.h>
+#include <Python.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -29,7 +29,8 @@ static std::string build_info() {
 
 // Under vmap, torch's own random ops know what its `randomness` asks for: an error, one key for all slices,
 // or one for each.
-static at::Tensor draw_key_in_vmap(const at::Tensor& like, const std::optional<at::Generator>& generator, bool) {
+static at::Tensor draw_key_in_vmap(const at::Tensor& like, const std::optional<at::Generator>& generator,
+                                   bool) {
   using Word = std::numeric_limits<int64_t>;
   return at::randint(Word::min(), Word::max(), {2}, generator, like.options().dtype(at::kLong));
 }
@@ -49,7 +50,8 @@ static void define_chain(torch::Library& m, const std::string& prefix) {
     m.def((prefix + schema).c_str(), {at::Tag::pt2_compliant_tag});
   };
   def("ar1",
-      "Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, SymInt row_offset, "
+      "Tensor mu, Tensor scale, Tensor rho, Tensor? key, Tensor? eps, SymInt? num_samples, SymInt "
+      "row_offset, "
       "bool logits, bool sample, int kl",
       "(Tensor z, Tensor kl)");
   def("ar1_backward",

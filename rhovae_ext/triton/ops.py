@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from .. import native
+from .. import native, reference
 from . import backward as _backward
 from . import forward as _forward
 from . import log_prob as _log_prob
@@ -25,6 +25,15 @@ def _key(key: Tensor | None, mu: Tensor, needed: bool) -> Tensor | None:
     if not needed or key is None:
         return None
     return key.contiguous().view(torch.int64).to(mu.device, non_blocking=True)
+
+
+def _eps_of_rows(
+    rows: Rows, key: Tensor | None, eps: Tensor | None, num_samples: int | None, row_offset: int
+) -> Tensor | None:
+    """Given noise; that of rows with keys of their own, too: the kernels draw with one key for all."""
+    if eps is not None or key is None or key.dim() == 1:
+        return eps
+    return reference.draw(key, row_offset, num_samples, rows.lead, rows.steps, rows.mu)
 
 
 def _maps_of_x(
@@ -63,7 +72,8 @@ def ar1(
     else:
         divergence = mu.new_empty([*rows.lead, rows.steps] if kl == 2 else [0], dtype=rows.dtype)
     if rows.count > 0:
-        rows.add_samples("eps", eps if sample else None)
+        eps = _eps_of_rows(rows, key, eps, num_samples, row_offset) if sample else None
+        rows.add_samples("eps", eps)
         noise = {"key": _key(key, mu, sample and eps is None), "row_offset": row_offset}
         weights, values = _maps_of_x(launch, rows, noise, samples, logits) if sample else (None, None)
         outputs = {"z": z if sample else None, "kl": divergence if kl else None}
@@ -101,8 +111,9 @@ def ar1_backward(
     if needs_deps and eps is not None:
         deps = eps.new_zeros(eps.shape) if dz is None else eps.new_empty(eps.shape)
     if rows.count > 0:
+        eps = None if dz is None else _eps_of_rows(rows, key, eps, num_samples, row_offset)
         rows.add_samples("dz", dz)
-        rows.add_samples("eps", None if dz is None else eps)
+        rows.add_samples("eps", eps)
         if dkl is not None:
             rows.add("dkl", dkl if kl == 2 else dkl.unsqueeze(-1))
         noise = {"key": _key(key, mu, dz is not None and eps is None), "row_offset": row_offset}

@@ -175,6 +175,19 @@ static py::tuple write_key(bool in_memory, int64_t seed, int64_t offset, uint64_
   return py::make_tuple(key[0], key[1]);
 }
 
+// eps (samples, rows, steps) of keys (rows, 2), the rows numbered within their keys.
+static Array row_noise(const py::array_t<uint64_t>& keys, const py::array_t<int64_t>& numbers, int64_t steps,
+                       int64_t samples, uint64_t row_offset, bool wide) {
+  Problem p{};
+  p.rows = numbers.shape(0), p.steps = steps, p.samples = samples;
+  p.mu.type = wide ? Type::Float64 : Type::Float32;
+  p.noise.row_offset = row_offset;
+  p.keys = {keys.data(), numbers.data(), 1};
+  Array eps = of_type(wide ? py::dtype::of<double>() : py::dtype::of<float>(), {samples, p.rows, steps});
+  check(cuda::row_noise(p, eps.mutable_data(), nullptr));
+  return eps;
+}
+
 // Kernels that break a rule of the machine, to see that the emulator says so.
 static void broken(const std::string& rule) {
   using namespace rhovae::cuda;
@@ -200,5 +213,7 @@ PYBIND11_MODULE(rhovae_cuda_emulator, m) {
         py::arg("mu"), py::arg("scale"), py::arg("rho"), py::arg("logits"));
   m.def("write_key", &write_key, py::kw_only(), py::arg("in_memory"), py::arg("seed"), py::arg("offset"),
         py::arg("extra"));
+  m.def("row_noise", &row_noise, py::kw_only(), py::arg("keys"), py::arg("numbers"), py::arg("steps"),
+        py::arg("samples"), py::arg("row_offset"), py::arg("wide"));
   m.def("broken", &broken);
 }

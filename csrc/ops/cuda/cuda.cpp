@@ -28,7 +28,7 @@ static void on_device_of(const Tensor& tensor, int64_t workspace_bytes, const F&
 class DeviceKeyOf {
  public:
   explicit DeviceKeyOf(const OptionalTensor& key) {
-    if (key && key->is_cuda()) words_ = key->contiguous();
+    if (key && key->is_cuda() && key->dim() == 1) words_ = key->contiguous();
   }
   operator cuda::DeviceKey() const {
     return words_.defined() ? static_cast<cuda::DeviceKey>(words_.const_data_ptr()) : nullptr;
@@ -38,31 +38,51 @@ class DeviceKeyOf {
   Tensor words_;
 };
 
+// Where rows have keys of their own the problem is given its noise; the memory lives as long as what this
+// returns.
+template <class P>
+static Tensor give_noise_of_rows(P& problem, const Tensor& mu) {
+  if (!problem.keys.words) return {};
+  const int64_t size = problem.rows * problem.steps;
+  const Tensor eps =
+      at::empty({problem.samples * size},
+                mu.options().dtype(mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  on_device_of(mu, 0,
+               [&](void*, cudaStream_t stream) { return cuda::row_noise(problem, eps.data_ptr(), stream); });
+  problem.eps = {eps.const_data_ptr(), output_of(eps).type, 1, size, {}};
+  int64_t stride = problem.steps;
+  for (int axis = problem.lead.axes - 1; axis >= 0; --axis) {
+    problem.eps.stride[axis] = stride;
+    stride *= problem.lead.size[axis];
+  }
+  return eps;
+}
+
 static std::tuple<Tensor, Tensor> ar1(const Tensor& mu, const Tensor& scale, const Tensor& rho,
                                       const OptionalTensor& key, const OptionalTensor& eps,
                                       std::optional<int64_t> num_samples, int64_t row_offset, bool logits,
                                       bool sample, int64_t kl) {
-  return ar1_forward(
-      {mu, scale, rho, key, eps, num_samples, row_offset, logits}, sample, kl, [&](const Forward& p) {
-        const DeviceKeyOf words(key);
-        on_device_of(mu, cuda::forward_workspace(p), [&](void* workspace, cudaStream_t stream) {
-          return cuda::forward(p, words, workspace, stream);
-        });
-      });
+  return ar1_forward({mu, scale, rho, key, eps, num_samples, row_offset, logits}, sample, kl, [&](Forward p) {
+    const DeviceKeyOf words(key);
+    const Tensor noise = give_noise_of_rows(p, mu);
+    on_device_of(mu, cuda::forward_workspace(p), [&](void* workspace, cudaStream_t stream) {
+      return cuda::forward(p, words, workspace, stream);
+    });
+  });
 }
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward_cuda(
     const OptionalTensor& dz, const OptionalTensor& dkl, const Tensor& mu, const Tensor& scale,
     const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
     std::optional<int64_t> num_samples, int64_t row_offset, bool logits, int64_t kl, bool needs_deps) {
-  return ar1_backward({mu, scale, rho, key, eps, num_samples, row_offset, logits}, dz, dkl, kl, needs_deps,
-                      [&](const Backward& p) {
-                        const DeviceKeyOf words(key);
-                        on_device_of(mu, cuda::backward_workspace(p),
-                                     [&](void* workspace, cudaStream_t stream) {
-                                       return cuda::backward(p, words, workspace, stream);
-                                     });
-                      });
+  return ar1_backward(
+      {mu, scale, rho, key, eps, num_samples, row_offset, logits}, dz, dkl, kl, needs_deps, [&](Backward p) {
+        const DeviceKeyOf words(key);
+        const Tensor noise = give_noise_of_rows(p, mu);
+        on_device_of(mu, cuda::backward_workspace(p), [&](void* workspace, cudaStream_t stream) {
+          return cuda::backward(p, words, workspace, stream);
+        });
+      });
 }
 
 static Tensor log_prob_cuda(const Tensor& z, const Tensor& mu, const Tensor& scale, const Tensor& rho,
