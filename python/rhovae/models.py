@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from rhovae.networks import Networks, convolutional, dcgan, dense, own_decoder, own_encoder
 from rhovae.objectives import Objective, iwae
-from rhovae.posteriors import Key, Posterior, PosteriorHead, make_posterior
+from rhovae.posteriors import Posterior, PosteriorHead, make_posterior
 from rhovae.registry import Registry
+from rhovae_ext.arguments import Key
 
 
 class ELBOTerms(NamedTuple):
