@@ -92,10 +92,10 @@ def test_monte_carlo() -> None:
 
 @pytest.mark.parametrize(("q_batch", "p_batch"), [((), (3,)), ((3,), ()), ((5, 1), (3,)), ((3,), (5, 1))])
 def test_batch_shapes_broadcast(q_batch: tuple[int, ...], p_batch: tuple[int, ...]) -> None:
-    d = 3  # as long as one of the batch axes: only ranks may decide
+    d = 3  # as long as one of the batch axes
     expected = torch.broadcast_shapes(q_batch, p_batch)
-    q = AR1Normal(torch.randn(*q_batch, d), torch.rand(q_batch) + 0.5, torch.rand(q_batch))
-    chain = AR1Normal(torch.randn(*p_batch, d), torch.rand(p_batch) + 0.5, torch.rand(p_batch))
+    q = AR1Normal(torch.randn(*q_batch, d), torch.rand(*q_batch, 1) + 0.5, torch.rand(*q_batch, 1))
+    chain = AR1Normal(torch.randn(*p_batch, d), torch.rand(*p_batch, 1) + 0.5, torch.rand(*p_batch, 1))
     plain = Independent(Normal(torch.randn(*p_batch, d), torch.rand(*p_batch, d) + 0.5), 1)
     for p in (chain, plain, chain.multivariate_normal()):
         dense_p = p if isinstance(p, MultivariateNormal) else MultivariateNormal(p.mean, _covariance(p))
