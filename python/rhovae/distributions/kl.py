@@ -1,8 +1,8 @@
 """Exact KL divergences of Gaussian Markov chains, registered with ``torch.distributions``.
 
 To a chain of independent steps or another chain they cost O(d), by the chain rule over
-``q(z_k | z_{k-1})``; to a ``MultivariateNormal``, low-rank or not, and from it they are dense. ``Independent``
-may stand around both, in different numbers of axes.
+``q(z_k | z_{k-1})``; to a ``MultivariateNormal``, low-rank or not, and from it they are dense.
+``Independent`` may stand around both, with different numbers of axes.
 """
 
 from __future__ import annotations
@@ -185,10 +185,10 @@ def _normal(p: Independent[Normal]) -> Normal:
 
 def _unknown(*pair: object) -> NotImplementedError:
     return NotImplementedError(
-        "the KL divergence of an AR1Normal is known to and from Independent(Normal, 1), AR1Normal and, not per "
-        "dimension, MultivariateNormal and LowRankMultivariateNormal, or with Independent around both, but got "
-        f"{' and '.join(map(repr, pair))}. Independent(p, 1) makes a Normal's last axis the chain's; else "
-        "average q.log_prob(z) - p.log_prob(z) over z = q.rsample((n,))."
+        "the KL divergence of an AR1Normal is known to and from Independent(Normal, 1), AR1Normal and, not "
+        "per dimension, MultivariateNormal and LowRankMultivariateNormal, and with Independent around both, "
+        f"but got {' and '.join(map(repr, pair))}. Independent(p, 1) makes a Normal's last axis the chain's; "
+        "else average q.log_prob(z) - p.log_prob(z) over z = q.rsample((n,))."
     )
 
 
