@@ -17,6 +17,10 @@ In a VAE of your own::
     self.head = make_posterior("rho", features=400, latent_dim=10)   # in __init__
     z, kl = self.head(hidden).rsample_kl()                           # in forward
     loss = (reconstruction + kl).mean()                              # both of shape (batch,)
+
+Noise that a resumed run draws again takes a key of its own for every batch, from ``rhovae_ext.fold_in``::
+
+    rsample_kl(key=fold_in(fold_in(seed, epoch), batch))
 """
 
 from __future__ import annotations
