@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from rhovae.networks import Networks, convolutional, dcgan, dense, own_decoder, own_encoder
 from rhovae.objectives import Objective, iwae
-from rhovae.posteriors import Key, Posterior, PosteriorHead, make_posterior
+from rhovae.posteriors import Posterior, PosteriorHead, make_posterior
 from rhovae.registry import Registry
+from rhovae_ext.arguments import Key
 
 
 class ELBOTerms(NamedTuple):
@@ -91,7 +92,10 @@ class VAE(nn.Module):
         return logits.reshape(*z.shape[:-1], *self.image_shape)
 
     def forward(self, x: Tensor, *, key: Key | None = None, row_offset: int = 0) -> ELBOTerms:
-        """One-sample ELBO terms of a batch; ``objectives.negative_elbo(*model(x))`` is the loss."""
+        """One-sample ELBO terms of a batch; ``objectives.negative_elbo(*model(x))`` is the loss.
+
+        ``key`` and ``row_offset`` are those of :meth:`rhovae.posteriors.Posterior.rsample_kl`.
+        """
         z, kl = self.encode(x).rsample_kl(key=key, row_offset=row_offset)
         return ELBOTerms(bernoulli_log_likelihood(x, self.decode(z)), kl)
 
@@ -127,7 +131,7 @@ class VAE(nn.Module):
         num_samples: int = 100,
         *,
         chunk: int = 16,
-        key: tuple[int, int] | None = None,
+        key: Key | None = None,
         row_offset: int = 0,
     ) -> Tensor:
         """IWAE-K estimate (a lower bound in expectation) of log p(x) in nats, ``(batch,)``."""

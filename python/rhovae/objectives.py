@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from rhovae.posteriors import Posterior
+from rhovae_ext import arguments
+from rhovae_ext.arguments import Key
 from rhovae_ext.shapes import widest_dtype
 
 _LOG_2_PI = math.log(2.0 * math.pi)
-_OFFSET_STRIDE = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def iwae(
     num_samples: int,
     *,
     chunk: int = 16,
-    key: tuple[int, int] | None = None,
+    key: Key | None = None,
     row_offset: int = 0,
 ) -> ImportanceEstimate:
     """The importance-weighted bound of Burda et al. (2016, arXiv 1509.00519, equation 8).
@@ -144,7 +145,8 @@ def iwae(
         log_likelihood: maps z ``(k, batch, d)`` to log p(x | z) ``(k, batch)``.
         num_samples: K, at least 1.
         chunk: how many samples to decode at once; with a key, the samples drawn depend on it.
-        key: ``(seed, offset)`` fixes the samples whatever the split of the batch.
+        key: fixes the samples whatever the split of the batch: ``(seed, offset)``, or what
+            ``rhovae_ext.fold_in`` derives.
         row_offset: global index of the batch's first row.
 
     Raises:
@@ -154,9 +156,9 @@ def iwae(
         raise ValueError(f"iwae: num_samples and chunk must be at least 1, got {num_samples} and {chunk}")
     log_sum: Tensor | None = None
     total: Tensor | None = None
+    key = None if key is None else arguments.key_to_derive_from("iwae", key, torch.device("cpu"))
     for first in range(0, num_samples, chunk):
-        # chunks need noise of their own: a row uses fewer than 2^32 blocks of one key
-        chunk_key = None if key is None else (key[0], (key[1] + first * _OFFSET_STRIDE) % (1 << 64))
+        chunk_key = None if key is None else _key_of_chunk(key, first)
         z = posterior.rsample(min(chunk, num_samples - first), key=chunk_key, row_offset=row_offset)
         log_p = log_likelihood(z)
         log_weight = log_p + standard_normal_log_prob(z) - posterior.log_prob(z)
@@ -166,6 +168,15 @@ def iwae(
     assert log_sum is not None
     assert total is not None
     return ImportanceEstimate(log_sum - math.log(num_samples), total / num_samples)
+
+
+def _key_of_chunk(key: Tensor, first: int) -> Tensor:
+    """A key for the samples from this one on: a row uses fewer than 2^32 blocks of one key.
+
+    ``fold_in`` would derive one as well. The likelihoods in docs/reproduction were drawn with these.
+    """
+    stride = torch.tensor([0, 1 << 32], device=key.device)  # int64 wraps as the offset does
+    return (key.view(torch.int64) + first * stride).view(torch.uint64)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:

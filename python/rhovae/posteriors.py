@@ -17,29 +17,41 @@ In a VAE of your own::
     self.head = make_posterior("rho", features=400, latent_dim=10)   # in __init__
     z, kl = self.head(hidden).rsample_kl()                           # in forward
     loss = (reconstruction + kl).mean()                              # both of shape (batch,)
+
+Noise that a resumed run draws again takes a key of its own for every batch, from ``rhovae_ext.fold_in``::
+
+    rsample_kl(key=fold_in(fold_in(seed, epoch), batch))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from rhovae.distributions import AR1Normal
-from rhovae.distributions.correlations import tanh
 from rhovae.registry import Registry
 from rhovae_ext import ar1_kl_with_logits, ar1_log_prob_with_logits, ar1_reparam_kl_with_logits
+from rhovae_ext.arguments import Key
+from rhovae_ext.shapes import arithmetic_dtype
 
-Key = tuple[int, int] | Tensor
+Self = TypeVar("Self", bound="Posterior")
 
 
-class Posterior:
+class Posterior(tuple[Tensor, Tensor, Tensor, "str | None"]):
     """The Gaussian Markov chain q(z | x), one per row, given by ``mu``, ``log_s`` and ``rho_logit``.
 
     ``s = exp(log_s)`` is the marginal standard deviation and ``rho = tanh(rho_logit)`` the lag-1 correlation,
     so that no value of the parameters leaves the family: every method stays finite where float32 can hold
     the answer.
+
+    A tuple of its four arguments, and a pytree whose leaves are its tensors, so that DDP, FSDP2, hooks,
+    ``torch.func``, ``torch.compile`` and ``torch.export`` find them in what a module returns. A reentrant
+    checkpoint gives back a bare tuple: ``Posterior(*checkpoint(head, x, use_reentrant=True))``. Subclasses
+    keep to the four arguments.
 
     Shape:
         mu ``(..., d)``; log_s ``(..., 1)`` or ``(..., d)``; rho_logit ``(..., 1)``, ``(..., d-1)`` or a
@@ -47,13 +59,65 @@ class Posterior:
         are ``(...)``, in nats.
     """
 
-    def __init__(
-        self, mu: Tensor, log_s: Tensor, rho_logit: Tensor | float = 0.0, *, backend: str | None = None
-    ) -> None:
-        self.mu = mu
-        self.log_s = log_s
-        self.rho_logit = rho_logit
-        self.backend = backend
+    __slots__ = ()
+
+    # FSDP and Lightning put what has these two together again as type(x)(*parts). A list: a tuple of names
+    # would have pytrees see the backend as a leaf, which vmap and others refuse.
+    _fields = ["mu", "log_s", "rho_logit", "backend"]  # noqa: RUF012
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(self._fields, self, strict=True))
+
+    def __new__(
+        cls: type[Self],
+        mu: Tensor,
+        log_s: Tensor,
+        rho_logit: Tensor | float = 0.0,
+        backend: str | None = None,
+    ) -> Self:
+        if not isinstance(rho_logit, Tensor):
+            dtype = arithmetic_dtype(mu)
+            largest = torch.finfo(dtype).max
+            number = min(max(float(rho_logit), -largest), largest)
+            # as many axes as mu, one for the chain among them: vmap puts its own in front
+            rho_logit = torch.full((1,) * mu.dim(), number, dtype=dtype, device=mu.device)
+        return super().__new__(cls, (mu, log_s, rho_logit, backend))
+
+    @classmethod
+    def _make(cls: type[Self], parts: Iterable[Any]) -> Self:
+        """From the four parts: what a compiled function calls to return one."""
+        return cls(*parts)
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _register(cls)
+
+    @property
+    def mu(self) -> Tensor:
+        """Means, ``(..., d)``."""
+        return self[0]
+
+    @property
+    def log_s(self) -> Tensor:
+        """Logarithms of the standard deviations, as given."""
+        return self[1]
+
+    @property
+    def rho_logit(self) -> Tensor:
+        """Inverse hyperbolic tangents of the correlations, as given; of a number, ``(1, ..., 1)``."""
+        return self[2]
+
+    @property
+    def backend(self) -> str | None:
+        """Which ``rhovae_ext`` backend computes it; None: the best available."""
+        return self[3]
+
+    def _chain(self) -> tuple[Tensor, Tensor, Tensor]:
+        """mu, log_s and rho_logit of the chain that every method is about."""
+        return self[:3]
 
     def rsample_kl(
         self,
@@ -68,15 +132,15 @@ class Posterior:
 
         Args:
             num_samples: ``K`` puts an axis of ``K`` samples in front of z; the KL keeps its shape.
-            key: ``(seed, offset)`` fixes the noise, whatever the device, thread count or batch split.
+            key: fixes the noise, whatever the device, thread count or batch split: ``(seed, offset)``, or
+                what ``rhovae_ext.fold_in`` derives from a seed and the number of a step, epoch or batch.
+                ``(seed, step)`` is no such key: step 1 would draw step 0's noise moved on by four values.
             row_offset: the global index of row 0, so that parts of a batch draw the noise of the whole.
             generator: drawn from when no key is given (default: torch's own).
             per_dim: the terms of the KL instead of their sum.
         """
         z, kl = ar1_reparam_kl_with_logits(
-            self.mu,
-            self.log_s,
-            self.rho_logit,
+            *self._chain(),
             num_samples=num_samples,
             key=key,
             row_offset=row_offset,
@@ -102,9 +166,7 @@ class Posterior:
 
         ``KL_k = 1/2 (s_k^2 + mu_k^2 - 1 - log s_k^2 - log(1 - rho_k^2))``; the first has no rho term.
         """
-        kl: Tensor = ar1_kl_with_logits(
-            self.mu, self.log_s, self.rho_logit, per_dim=per_dim, backend=self.backend
-        )
+        kl: Tensor = ar1_kl_with_logits(*self._chain(), per_dim=per_dim, backend=self.backend)
         return kl
 
     def training_kl(self, kl: Tensor, batch_size: int) -> Tensor:
@@ -113,7 +175,7 @@ class Posterior:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z | x) in nats. z is ``(..., d)`` with any leading axes that broadcast with mu's."""
-        log_q: Tensor = ar1_log_prob_with_logits(z, self.mu, self.log_s, self.rho_logit, backend=self.backend)
+        log_q: Tensor = ar1_log_prob_with_logits(z, *self._chain(), backend=self.backend)
         return log_q
 
     def entropy(self) -> Tensor:
@@ -122,9 +184,9 @@ class Posterior:
 
     def distribution(self) -> AR1Normal:
         """The same chain as a ``torch.distributions.Distribution``."""
-        return AR1Normal.from_logits(
-            self.mu, self.log_s, self.rho_logit, backend=self.backend, validate_args=False
-        )
+        mu, *parameters = self._chain()
+        log_s, rho_logit = (_along_the_chain(x, mu) for x in parameters)
+        return AR1Normal.from_logits(mu, log_s, rho_logit, backend=self.backend, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -133,26 +195,46 @@ class Posterior:
 
     @property
     def stddev(self) -> Tensor:
-        """Marginal standard deviations ``exp(log_s)``, ``(..., d)``."""
-        return self.log_s.exp().expand(self.mu.shape)
+        """Marginal standard deviations ``exp(log_s)``, ``(..., d)``, in float32 or better."""
+        return self.distribution().stddev
 
     @property
     def rho(self) -> Tensor:
         """Lag-1 correlations ``tanh(rho_logit)``, ``(..., d-1)``: ``rho[..., k]`` ties k and k+1."""
-        return tanh(self._per_step(self.rho_logit))
-
-    def _wide(self, value: Tensor) -> Tensor:
-        return value if value.dtype == torch.float64 else value.float()
-
-    def _per_step(self, logits: Tensor | float) -> Tensor:
-        steps = (*self.mu.shape[:-1], self.mu.shape[-1] - 1)
-        if not isinstance(logits, Tensor):
-            dtype = torch.float64 if self.mu.dtype == torch.float64 else torch.float32
-            return torch.full(steps, logits, dtype=dtype, device=self.mu.device)
-        return self._wide(logits).expand(steps)
+        return self.distribution().corr
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rows={tuple(self.mu.shape[:-1])}, d={self.mu.shape[-1]})"
+
+
+def _along_the_chain(value: Tensor, mu: Tensor) -> Tensor:
+    """One value per row without an axis for the chain, as the kernels take it, in the distribution's way."""
+    return value.unsqueeze(-1) if 0 < value.dim() == mu.dim() - 1 else value
+
+
+def _register(kind: type[Posterior]) -> None:
+    """Make it a pytree whose structure holds the backend."""
+
+    def leaves(q: Posterior) -> tuple[list[Any], str | None]:
+        return list(q[:3]), q.backend
+
+    def named_leaves(q: Posterior) -> tuple[list[tuple[pytree.KeyEntry, Any]], str | None]:
+        names = (pytree.GetAttrKey(name) for name in q._fields)
+        return list(zip(names, q[:3], strict=False)), q.backend
+
+    def rebuilt(leaves: Iterable[Any], backend: str | None) -> Posterior:
+        return tuple.__new__(kind, (*leaves, backend))  # leaves of any type, such as vmap's axes
+
+    pytree.register_pytree_node(
+        kind,
+        leaves,
+        rebuilt,
+        serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
+        flatten_with_keys_fn=named_leaves,
+    )
+
+
+_register(Posterior)
 
 
 class PublishedPosterior(Posterior):
@@ -165,19 +247,18 @@ class PublishedPosterior(Posterior):
     part divided by the batch size once more. docs/audit.md has the equations.
     """
 
-    def __init__(
-        self, mu: Tensor, log_s: Tensor, rho_logit: Tensor | float = 0.0, *, backend: str | None = None
-    ) -> None:
-        self.printed = Posterior(mu, log_s, rho_logit, backend=backend)
+    __slots__ = ()
+
+    def _chain(self) -> tuple[Tensor, Tensor, Tensor]:
+        mu, log_s = self.mu, self.log_s
         steps = torch.arange(1, mu.shape[-1] + 1, dtype=torch.float64, device=mu.device)
         walk = torch.atanh(torch.sqrt(steps[:-1] / steps[1:])).to(log_s.dtype).expand(*mu.shape[:-1], -1)
-        super().__init__(mu, log_s + 0.5 * steps.log().to(log_s.dtype), walk, backend=backend)
+        return mu, log_s + 0.5 * steps.log().to(log_s.dtype), walk
 
     def training_kl(self, kl: Tensor, batch_size: int) -> Tensor:
         """``1/2 |mu|^2`` and, over the batch size, the rest of the closed form."""
         means = 0.5 * self.mu.to(kl.dtype).square().sum(-1)
-        printed = self.printed
-        centred = Posterior(torch.zeros_like(self.mu), printed.log_s, printed.rho_logit, backend=self.backend)
+        centred = Posterior(torch.zeros_like(self.mu), self.log_s, self.rho_logit, self.backend)
         return means + centred.kl() / batch_size
 
 

@@ -157,7 +157,11 @@ def noise_seed(seed: int, purpose: str) -> int:
 
 
 def step_key(seed: int, step: int) -> tuple[int, int]:
-    """The noise key of a step: a row uses fewer than 2^32 blocks, so that no two steps share any."""
+    """The noise key of a step: a row uses fewer than 2^32 blocks, so that no two steps share any.
+
+    ``rhovae_ext.fold_in(seed, step)`` is the shorter way to such a key, and the one for a loop of your own.
+    The runs of docs/reproduction, and checkpoints that are to be resumed, were drawn with these.
+    """
     return seed, (step << 32) % (1 << 64)
 
 

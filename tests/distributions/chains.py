@@ -10,12 +10,13 @@ from rhovae.distributions import AR1Normal
 from tests.ext import dense
 
 BATCH = (4, 3)
-# (scale, corr): a number, one per row with and without an axis of its own, one per step
+# (scale, corr): a number; one per row; per channel, the last axis of the batch; per step for all rows; both
 KINDS = [
     ("number", "number"),
     ("row", "row"),
-    ("row1", "step"),
-    ("step", "row1"),
+    ("channel", "step"),
+    ("vector", "channel"),
+    ("step", "vector"),
     ("step", "step"),
     ("step", "zero"),
 ]
@@ -26,8 +27,15 @@ def parameters(kind: tuple[str, str], d: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(what: str, steps: int) -> Tensor:
-        shape = {"number": (), "row": BATCH, "row1": (*BATCH, 1), "step": (*BATCH, steps), "zero": ()}[what]
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        shapes = {
+            "number": (),
+            "row": (*BATCH, 1),
+            "channel": (BATCH[-1], 1),
+            "vector": (steps,),
+            "step": (*BATCH, steps),
+            "zero": (),
+        }
+        return torch.randn(shapes[what], generator=generator, dtype=torch.float64)
 
     loc = draw("step", d)
     scale = (0.5 * draw(kind[0], d)).exp()
@@ -36,8 +44,11 @@ def parameters(kind: tuple[str, str], d: int, seed: int = 0) -> list[Tensor]:
 
 
 def truth(loc: Tensor, scale: Tensor, corr: Tensor) -> MultivariateNormal:
-    """Entry by entry: s_i s_j times the product of the correlations between."""
-    return dense.distribution(loc, scale, corr)
+    """Entry by entry: s_i s_j times the product of the correlations between, all broadcast by torch."""
+    ties = loc[..., 1:] if loc.shape[-1] > 1 else corr.new_zeros(*loc.shape[:-1], 0)
+    loc, scale = torch.broadcast_tensors(loc, scale)
+    corr = torch.broadcast_tensors(ties, corr)[1] if ties.shape[-1] else ties
+    return MultivariateNormal(loc, covariance_matrix=dense.covariance(scale, corr))
 
 
 def both(kind: tuple[str, str], d: int, seed: int = 0) -> tuple[AR1Normal, MultivariateNormal, list[Tensor]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, biject_to, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, biject_to, kl_divergence
 
 import rhovae
 from rhovae.distributions import AR1Normal, correlation
@@ -80,7 +81,7 @@ def test_sample_moments() -> None:
 @pytest.mark.parametrize("batch_shape", [(), (1,), (6,), (2, 3)])
 def test_shapes(sample_shape: tuple[int, ...], batch_shape: tuple[int, ...]) -> None:
     d = 5
-    q = AR1Normal(torch.zeros(*batch_shape, d), torch.ones(batch_shape), 0.3)
+    q = AR1Normal(torch.zeros(*batch_shape, d), torch.ones(*batch_shape, 1), 0.3)
     assert (q.batch_shape, q.event_shape) == (batch_shape, (d,))
     z = q.rsample(sample_shape)
     assert z.shape == (*sample_shape, *batch_shape, d)
@@ -99,9 +100,43 @@ def test_parameters_broadcast() -> None:
     assert q.rsample().shape == (2, 3, 4, 5)
 
 
+@pytest.mark.parametrize("form", [AR1Normal, AR1Normal.from_logits])
+def test_parameters_broadcast_from_the_right_whatever_the_sizes(form: Any) -> None:
+    """A batch as long as the chain changes nothing: (d,) is per step, as in Normal."""
+    loc, value = torch.zeros(4, 4), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    normal = Normal(loc, value)
+    q = form(loc, value, value[:3])
+    given, ties = (q.scale, q.corr) if form is AR1Normal else (q.log_scale, q.corr_logit)
+    assert torch.equal(given, normal.scale)
+    assert torch.equal(ties, value[:3].expand(4, 3))
+    q = form(loc, value[:, None], value[:, None])
+    given, ties = (q.scale, q.corr) if form is AR1Normal else (q.log_scale, q.corr_logit)
+    assert torch.equal(given, value[:, None].expand(4, 4))
+    assert torch.equal(ties, value[:, None].expand(4, 3))
+
+
+def test_two_steps_have_one_tie() -> None:
+    loc, corr = torch.zeros(3, 2), torch.tensor([[0.1], [0.2], [0.3]])
+    assert torch.equal(AR1Normal(loc, 1.0, corr).corr, corr)
+    assert torch.equal(AR1Normal(loc, 1.0, corr[0]).corr, corr[:1].expand(3, 1))
+
+
+def test_parameters_of_more_axes_make_the_batch() -> None:
+    d = 4
+    loc, scale, corr = torch.randn(d), torch.rand(2, 1, 1) + 0.5, torch.rand(3, d - 1) - 0.5
+    leaves = [x.double().requires_grad_() for x in (loc, scale, corr)]
+    q = AR1Normal(*leaves)
+    assert (q.batch_shape, q.event_shape) == ((2, 3), (d,))
+    p = truth(*(x.expand(2, 3, -1) for x in leaves))
+    z = torch.randn(2, 3, d).double()
+    assert_same_with_gradients(q.log_prob(z), p.log_prob(z), leaves)
+    assert_same_with_gradients(q.covariance_matrix, p.covariance_matrix, leaves)
+    assert q.rsample((5,)).shape == (5, 2, 3, d)
+
+
 def test_half_types_compute_in_float32() -> None:
     loc = torch.randn(3, 5, dtype=torch.bfloat16)
-    q = AR1Normal(loc, torch.ones(3, dtype=torch.bfloat16), 0.5)
+    q = AR1Normal(loc, torch.ones(3, 1, dtype=torch.bfloat16), 0.5)
     assert q.rsample().dtype == torch.bfloat16
     assert {x.dtype for x in (q.log_prob(loc), q.entropy(), q.covariance_matrix)} == {torch.float32}
     assert q.condition(loc[..., :2]).loc.dtype == torch.bfloat16
@@ -188,9 +223,26 @@ def test_validate_args_of_logits_and_of_values() -> None:
     ("loc", "scale", "corr", "message"),
     [
         (torch.zeros(()), 1.0, 0.0, r"AR1Normal: loc must be of shape \(\.\.\., d\)"),
-        (torch.zeros(3, 4), torch.ones(2), 0.0, "AR1Normal: leading axes of loc, scale and corr"),
-        (torch.zeros(3, 4), torch.ones(3, 2), 0.0, "AR1Normal: scale must be a number, one value per row"),
-        (torch.zeros(3, 4), 1.0, torch.zeros(3, 4), r"AR1Normal: corr must be .* \(\.\.\., d-1\)"),
+        (
+            torch.zeros(3, 4),
+            torch.ones(3),
+            0.0,
+            r"AR1Normal: scale must .*\(3,\).*give scale\[\.\.\., None\]",
+        ),
+        (torch.zeros(3, 4), torch.ones(3, 2), 0.0, r"AR1Normal: scale must be a number or, from the right"),
+        (torch.zeros(3, 4), torch.ones(2, 4), 0.0, r"AR1Normal: scale must .*broadcasting with \(3,\)"),
+        (
+            torch.zeros(3, 4),
+            1.0,
+            torch.zeros(3, 4),
+            r"AR1Normal: corr must be .* \(\.\.\., d-1\) = \(\.\.\., 3\)",
+        ),
+        (
+            torch.zeros(4),
+            torch.ones(3, 1),
+            torch.zeros(2, 1),
+            r"AR1Normal: corr must .*broadcasting with \(3,\)",
+        ),
     ],
 )
 def test_wrong_shapes_are_named(loc: Tensor, scale: Tensor, corr: Tensor, message: str) -> None:
@@ -208,7 +260,13 @@ def test_constraint_of_a_correlation() -> None:
     a = torch.linspace(-3, 3, 7)
     torch.testing.assert_close(transform(a), a.tanh())
     assert correlation.check(torch.tensor([-1.0, -0.9, 0.0, 1.0])).tolist() == [False, True, True, False]
-    assert AR1Normal.arg_constraints["corr"] is correlation
+    of_a_row = AR1Normal.arg_constraints["corr"]
+    assert of_a_row.check(torch.tensor([[0.5, 0.9], [0.5, 1.0]])).tolist() == [True, False]
+    corr = biject_to(of_a_row)(torch.randn(3, 4))
+    assert of_a_row.check(corr).all()
+    assert {name: c.event_dim for name, c in AR1Normal.arg_constraints.items()} == dict.fromkeys(
+        ("loc", "scale", "corr", "log_scale", "corr_logit"), 1
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import (
+    Distribution,
+    Gamma,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+    kl_divergence,
+)
 
 from rhovae.distributions import AR1Normal, kl_per_dim
 from tests.distributions.chains import BATCH, KINDS, assert_same_with_gradients, both
@@ -82,6 +91,57 @@ def test_multivariate_normal_both_ways(kind: tuple[str, str], d: int) -> None:
     assert_same_with_gradients(kl_divergence(p, q), kl_divergence(p, dense_q), leaves)
 
 
+@pytest.mark.parametrize("d", SIZES)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_low_rank_normal_both_ways(kind: tuple[str, str], d: int) -> None:
+    q, dense_q, leaves = both(kind, d)
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((d,), (BATCH[-1], d, 2), (d,))
+    loc, factor, diagonal = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    more = [x.requires_grad_() for x in (loc, factor, 0.3 + diagonal.square())]
+    p = LowRankMultivariateNormal(more[0], more[1], more[2])
+    dense_p = MultivariateNormal(more[0], more[1] @ more[1].mT + torch.diag_embed(more[2]))
+    leaves = [*leaves, *more]
+    assert_same_with_gradients(kl_divergence(q, p), kl_divergence(dense_q, dense_p), leaves)
+    assert_same_with_gradients(kl_divergence(p, q), kl_divergence(dense_p, dense_q), leaves)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_independent_around_both(channels: int, kind: tuple[str, str]) -> None:
+    """The last axes of the batch are events as well: sums of the KL over them."""
+    d = 5
+    q, dense_q, leaves = both(kind, d, seed=1)
+    chain, dense_chain, other = both(("step", "row"), d, seed=2)
+    plain, dense_plain, more = diagonal(d)
+    factor = torch.randn(d, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    low = LowRankMultivariateNormal(torch.zeros(d).double(), factor, torch.ones(d).double())
+    dense_low = MultivariateNormal(low.loc, low.covariance_matrix)
+    rows = Independent(q, channels)
+    axes = tuple(range(-channels, 0))
+    for p, dense_p, theirs in (
+        (Independent(chain, channels), dense_chain, other),
+        (Independent(plain, channels), dense_plain, more),
+        (Independent(plain.base_dist, 1 + channels), dense_plain, more),
+        (Independent(low.expand(BATCH), channels), dense_low, []),
+    ):
+        for a, b, truth in (
+            (rows, p, kl_divergence(dense_q, dense_p)),
+            (p, rows, kl_divergence(dense_p, dense_q)),
+        ):
+            assert kl_divergence(a, b).shape == BATCH[: 2 - channels]
+            assert_same_with_gradients(kl_divergence(a, b), truth.sum(axes), [*leaves, *theirs])
+
+
+def test_torch_s_own_pairs_of_independent_are_what_they_were() -> None:
+    a, b = (Normal(torch.randn(2, 3, 4), torch.rand(2, 3, 4) + 0.5) for _ in range(2))
+    for n in (0, 1, 2):
+        truth = kl_divergence(a, b).sum(tuple(range(-n, 0))) if n else kl_divergence(a, b)
+        torch.testing.assert_close(kl_divergence(Independent(a, n), Independent(b, n)), truth)
+    with pytest.raises(NotImplementedError):
+        kl_divergence(Independent(a, 1), Independent(b, 2))
+
+
 def test_monte_carlo() -> None:
     q, _, _ = both(("step", "step"), 5, seed=1)
     p, _, _ = both(("row", "row"), 5, seed=2)
@@ -92,10 +152,10 @@ def test_monte_carlo() -> None:
 
 @pytest.mark.parametrize(("q_batch", "p_batch"), [((), (3,)), ((3,), ()), ((5, 1), (3,)), ((3,), (5, 1))])
 def test_batch_shapes_broadcast(q_batch: tuple[int, ...], p_batch: tuple[int, ...]) -> None:
-    d = 3  # as long as one of the batch axes: only ranks may decide
+    d = 3  # as long as one of the batch axes
     expected = torch.broadcast_shapes(q_batch, p_batch)
-    q = AR1Normal(torch.randn(*q_batch, d), torch.rand(q_batch) + 0.5, torch.rand(q_batch))
-    chain = AR1Normal(torch.randn(*p_batch, d), torch.rand(p_batch) + 0.5, torch.rand(p_batch))
+    q = AR1Normal(torch.randn(*q_batch, d), torch.rand(*q_batch, 1) + 0.5, torch.rand(*q_batch, 1))
+    chain = AR1Normal(torch.randn(*p_batch, d), torch.rand(*p_batch, 1) + 0.5, torch.rand(*p_batch, 1))
     plain = Independent(Normal(torch.randn(*p_batch, d), torch.rand(*p_batch, d) + 0.5), 1)
     for p in (chain, plain, chain.multivariate_normal()):
         dense_p = p if isinstance(p, MultivariateNormal) else MultivariateNormal(p.mean, _covariance(p))
@@ -146,7 +206,15 @@ def test_what_has_no_terms_is_said() -> None:
         kl_divergence(q, gamma)
     with pytest.raises(NotImplementedError, match="not per dimension"):
         kl_per_dim(q, q.multivariate_normal())  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match=r"Independent\(Normal, 1\)"):
-        kl_divergence(q, Independent(Normal(torch.zeros(2, 5), 1.0), 2))
+    others: list[Distribution] = [
+        Independent(Normal(torch.zeros(2, 5), 1.0), 2),
+        Normal(torch.zeros(2, 5), 1.0),
+        StudentT(torch.ones(2)),
+        Independent(q, 1),
+    ]
+    for other in others:
+        for pair in ((q, other), (other, q)):
+            with pytest.raises(NotImplementedError, match=r"Independent\(p, 1\) makes .* average q.log_prob"):
+                kl_divergence(*pair)
     with pytest.raises(ValueError, match="as many steps, but got d = 5 and 4"):
         kl_divergence(q, q.marginal(range(4)))

@@ -100,6 +100,116 @@ def test_pyro_mean_field_elbo_takes_the_analytic_kl(prior: str) -> None:
 
 
 @needs("pyro", "pyro-ppl")
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"loc": (5,)},
+        {"loc": (2, 5), "scale": (), "corr": (4,)},
+        {"loc": (2, 3, 5), "scale": (3, 1), "corr": ()},
+        {"loc": (5,), "scale": (2, 1, 1), "corr": (3, 4)},
+    ],
+)
+@pytest.mark.parametrize("form", ["natural", "logits"])
+def test_pyro_infers_the_shapes_that_are(form: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    _, chain = pyro_parts()
+    if form == "logits":
+        shapes = {{"scale": "log_scale", "corr": "corr_logit"}.get(k, k): v for k, v in shapes.items()}
+    given = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+    made = chain.from_logits(**{"log_scale": 0.5, **given}) if form == "logits" else None
+    made = made or chain(**{"scale": 0.5, "corr": 0.5, **given})
+    assert chain.infer_shapes(**shapes) == (made.batch_shape, made.event_shape)
+    assert made.shape() == made().shape == (*made.batch_shape, 5)
+    assert made.event_dim == 1
+    assert made.expand_by((7,)).batch_shape == (7, *made.batch_shape)
+
+
+@needs("pyro", "pyro-ppl")
+def test_pyro_plates_masks_and_enumeration() -> None:
+    """A discrete variable summed out in parallel: the chain's density is asked for under an axis more."""
+    pyro, chain = pyro_parts()
+    import pyro.distributions as dist
+    import pyro.poutine as poutine
+    from pyro.infer import TraceEnum_ELBO, config_enumerate
+
+    torch.manual_seed(0)
+    means, weights, y = torch.randn(2, 5), torch.tensor([0.3, 0.7]), torch.randn(4, 3, 5)
+    seen = torch.tensor([[True], [False], [True], [True]])
+
+    def model() -> None:
+        with pyro.plate("rows", 4, dim=-2):
+            which = pyro.sample("which", dist.Categorical(weights))
+            with pyro.plate("channels", 3, dim=-1), poutine.mask(mask=seen):
+                pyro.sample("y", chain(means[which], torch.tensor([[1.0], [0.5], [2.0]]), 0.4), obs=y)
+
+    def guide() -> None:
+        pass
+
+    trace = poutine.trace(model).get_trace()
+    assert trace.nodes["y"]["fn"].batch_shape == (4, 3)
+    elbo = TraceEnum_ELBO(max_plate_nesting=2)
+    loss = elbo.loss(config_enumerate(model), guide)
+    per_row = AR1Normal(means[:, None, None], torch.tensor([[1.0], [0.5], [2.0]]), 0.4).log_prob(y).sum(-1)
+    truth = (per_row * seen[:, 0] + weights.log()[:, None]).logsumexp(0).sum()
+    assert loss == pytest.approx(-truth.item(), rel=1e-5)
+
+
+@needs("pyro", "pyro-ppl")
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # of a KL that two rules claim
+@pytest.mark.parametrize("point", [False, True])
+def test_pyro_channels_as_one_event_and_point_estimates(point: bool) -> None:
+    pyro, chain = pyro_parts()
+    import pyro.distributions as dist
+    from pyro.infer import TraceMeanField_ELBO
+
+    loc, scale, at = torch.randn(2, 3, 5), torch.tensor([[1.0], [0.5], [2.0]]), torch.randn(2, 3, 5)
+    channels = chain(loc, scale, 0.4).to_event(1)
+    standard = dist.Normal(torch.zeros(3, 5), 1.5).to_event(2)
+
+    def model() -> None:
+        with pyro.plate("rows", 2):
+            pyro.sample("z", channels if point else standard)
+
+    def guide() -> None:
+        with pyro.plate("rows", 2):
+            pyro.sample("z", dist.Delta(at, event_dim=2) if point else channels)
+
+    mine = AR1Normal(loc, scale, 0.4)
+    dense = MultivariateNormal(loc, mine.covariance_matrix)
+    prior = MultivariateNormal(torch.zeros(5), 2.25 * torch.eye(5))
+    truth = -dense.log_prob(at).sum() if point else kl_divergence(dense, prior).sum()
+    assert TraceMeanField_ELBO().loss(model, guide) == pytest.approx(truth.item(), rel=1e-4)
+    torch.testing.assert_close(
+        kl_divergence(dist.Delta(at[0, 0], event_dim=1), chain(loc[0, 0], 1.0, 0.4)),
+        -AR1Normal(loc[0, 0], 1.0, 0.4).log_prob(at[0, 0]),
+    )
+
+
+@needs("pyro", "pyro-ppl")
+def test_pyro_guides_and_parameters_by_constraint() -> None:
+    pyro, chain = pyro_parts()
+    from pyro.infer import SVI, Trace_ELBO
+    from pyro.infer.autoguide import AutoNormal
+    from pyro.optim import Adam
+
+    y = torch.randn(20, 5)
+
+    def model() -> None:
+        scale = pyro.param("scale", torch.ones(5), constraint=chain.arg_constraints["scale"])
+        corr = pyro.param("corr", torch.zeros(4), constraint=chain.arg_constraints["corr"])
+        loc = pyro.sample("loc", chain(torch.zeros(5), 3.0, 0.2))
+        with pyro.plate("rows", 20):
+            pyro.sample("y", chain(loc, scale, corr), obs=y)
+
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step() for _ in range(40)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert pyro.param("corr").abs().max() < 1
+    assert pyro.param("scale").min() > 0
+    assert guide().keys() == {"loc"}
+
+
+@needs("pyro", "pyro-ppl")
 def test_pyro_example_learns() -> None:
     losses = example("pyro_vae").train(epochs=3)
     assert losses[-1] < losses[0] - 5

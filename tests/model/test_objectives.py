@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from rhovae.objectives import (
     standard_normal_log_prob,
 )
 from rhovae.posteriors import Posterior
+from rhovae_ext import fold_in
 
 
 class LinearGaussian(NamedTuple):
@@ -142,6 +143,8 @@ def test_chunks_draw_different_noise(model: LinearGaussian, x: Tensor) -> None:
     draws = torch.cat(seen)
     assert draws.shape[0] == 6
     assert torch.unique(draws[:, 0], dim=0).shape[0] == 6
+    # the offset moves on by 2^32 blocks a sample: the figures of docs/reproduction depend on it
+    assert torch.equal(seen[1], q.rsample(2, key=(4, 2**33 - 1)))
 
 
 def test_iwae_gradient_reaches_the_posterior(model: LinearGaussian, x: Tensor) -> None:
@@ -169,6 +172,21 @@ def test_negative_elbo_divides_both_terms_by_the_batch() -> None:
 def test_negative_elbo_refuses_unsummed_terms(likelihood: tuple[int, ...], kl: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="negative_elbo: expected"):
         negative_elbo(torch.zeros(likelihood), torch.zeros(kl))
+
+
+def test_iwae_takes_keys_of_every_kind(model: LinearGaussian, x: Tensor) -> None:
+    q = model.exact_posterior(x)
+    proposal = Posterior(q.mu, q.log_s)  # of which the bound depends on the draws
+
+    def bound(key: Any) -> Tensor:
+        return iwae(proposal, lambda z: model.log_likelihood(x, z), 6, chunk=2, key=key).bound
+
+    last = 2**64 - 1
+    pair = bound((last, last))
+    assert torch.equal(pair, bound(torch.tensor([last, last], dtype=torch.uint64)))
+    derived = fold_in(3, 1)
+    assert torch.equal(bound(derived), bound(tuple(derived.tolist())))
+    assert not torch.equal(bound(derived), bound(fold_in(3, 2)))
 
 
 @pytest.mark.parametrize(("samples", "chunk"), [(0, 1), (1, 0)])

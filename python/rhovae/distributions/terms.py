@@ -46,7 +46,9 @@ def _values(
     steps, ties = _parts(dtype, *_operands(mu, log_s, a, m, log_p, b))
     first = divergence(steps.log_w[..., :1]) + 0.5 * steps.u[..., :1].square()
     later = divergence(ties.x) + 0.5 * (ties.carried.square() + ties.drift.square())
-    return _joined(first, later).to(dtype)
+    kl = _joined(first, later)
+    # to() as it is: the compiler of torch 2.11 gives such an output of an autograd.Function no gradient
+    return kl if kl.dtype == dtype else kl.to(dtype)
 
 
 class _Terms(torch.autograd.Function):
