@@ -28,7 +28,8 @@ def dense(mu: torch.Tensor, s: torch.Tensor, rho: torch.Tensor) -> MultivariateN
 def main() -> None:
     sources = Path(__file__).resolve().parents[2]
     for package in (rhovae, rhovae_ext):
-        assert sources not in Path(str(package.__file__)).resolve().parents[:-1], package.__file__
+        folder = Path(str(package.__file__)).resolve().parents[1]
+        assert folder not in (sources, sources / "python"), f"{package.__file__} is not the wheel's"
 
     torch.manual_seed(0)
     mu = torch.randn(ROWS, STEPS, dtype=torch.float64, requires_grad=True)
