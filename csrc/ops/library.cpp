@@ -23,8 +23,8 @@ namespace rhovae::ops {
 __attribute__((used)) static const char kBuild[] =
     "{\"torch\": \"" RHOVAE_TORCH_VERSION "\", \"torch_commit\": \"" RHOVAE_TORCH_COMMIT
     "\", \"cxx11_abi\": " RHOVAE_CXX11_ABI ", \"cuda\": " RHOVAE_HAS_CUDA
-    ", \"cuda_decision\": \"" RHOVAE_CUDA_DECISION
-    "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES "\", \"compiler\": \"" __VERSION__ "\"}";
+    ", \"cuda_decision\": \"" RHOVAE_CUDA_DECISION "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES
+    "\", \"compiler\": \"" __VERSION__ "\"}";
 
 static std::string build_info() {
   return kBuild;
