@@ -59,7 +59,7 @@ def _without_cuda() -> str:
     decision = loading.build_info()["cuda_decision"]
     return (
         f"the compiled module was built without CUDA ({decision}). Install the CUDA toolkit of torch's "
-        f"version and rebuild it: RHOVAE_CUDA=1 {loading.rebuild()}"
+        f"version and {loading.remedy('rebuild it', 'RHOVAE_CUDA=1 ')}"
     )
 
 

@@ -32,21 +32,21 @@ def load(ops: Iterable[str]) -> str | None:
     names = ", ".join(path.name for path in found)
     loadable = [path for path in found if path.name in {f"_C{end}" for end in machinery.EXTENSION_SUFFIXES}]
     if len(loadable) > 1:
-        return f"several compiled modules lie in {_FOLDER} ({names}). {_remedy('Remove them and build it')}"
+        return f"several compiled modules lie in {_FOLDER} ({names}). {remedy('Remove them and build it')}"
     try:
         importlib.import_module(f"{__package__}._C")
     except ImportError as error:
         if not found:
-            return f"the compiled module is not there. {_remedy('Build it')}"
+            return f"the compiled module is not there. {remedy('Build it')}"
         if not loadable:
-            return f"the compiled module was built for another Python ({names}). {_remedy()}"
-        return f"the compiled module {_why_not_loaded(loadable[0], error)} ({error}). {_remedy()}"
+            return f"the compiled module was built for another Python ({names}). {remedy()}"
+        return f"the compiled module {_why_not_loaded(loadable[0], error)} ({error}). {remedy()}"
     built = build_info()
     if _series(built["torch"]) != _series(torch.__version__):
-        return f"the compiled module {_other_torch(built)}. {_remedy()}"
+        return f"the compiled module {_other_torch(built)}. {remedy()}"
     lacking = ", ".join(op for op in ops if not hasattr(torch.ops.rhovae, op))
     if lacking:
-        return f"the compiled module is older than these sources (it has no {lacking}). {_remedy()}"
+        return f"the compiled module is older than these sources (it has no {lacking}). {remedy()}"
     return None
 
 
@@ -72,9 +72,11 @@ def rebuild() -> str:
     return f"{_BUILD} {_origin() or '.'}"
 
 
-def _remedy(verb: str = "Rebuild it") -> str:
+def remedy(verb: str = "Rebuild it", environment: str = "") -> str:
+    """What to do and the command for it; `environment` is put before."""
     command = rebuild()
-    return f"{verb}{' in the folder of the sources' if command.endswith(' .') else ''}: {command}"
+    where = " in the folder of the sources" if command.endswith(" .") else ""
+    return f"{verb}{where}: {environment}{command}"
 
 
 def _origin() -> str | None:
