@@ -17,6 +17,7 @@ SANITIZED := build/sanitize-ext
 PYTEST_ARGS ?=
 RNG_ARGS ?=
 FUZZ_MINUTES ?= 60
+PYTHONS ?= $(PYTHON)
 FUZZ_ARGS ?=
 # Sanitizers' runtimes have to be loaded before Python's own libraries; Python itself leaks, and torch answers a
 # request for more memory than there is with an error.
@@ -27,7 +28,7 @@ UNDER_SANITIZERS = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) 
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help env build demo test test-native test-arm test-python sanitize fuzz fuzz-sanitized lint format bench profile rng-check cuda-check gpu-report clean
+.PHONY: help env build demo test test-native test-arm test-python sanitize fuzz fuzz-sanitized lint format bench profile rng-check wheel-check cuda-check gpu-report clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -113,6 +114,16 @@ rng-check: build  ## the noise through dieharder and 2^34 normals, written to do
 	@cmake -S . -B $(NATIVE) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) >/dev/null
 	cmake --build $(NATIVE) --target words
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m bench.rng $(RNG_ARGS)
+
+wheel-check: env  ## one wheel, used under each of PYTHONS="python3.10 python3.13" in an environment of its own
+	rm -rf build/wheels
+	$(PIP) wheel -qq --no-cache-dir --no-build-isolation --no-deps -w build/wheels .
+	@for python in $(PYTHONS); do \
+	  $$python -m venv build/wheels/$$python \
+	  && build/wheels/$$python/bin/python -m pip --disable-pip-version-check install -qq \
+	    -r requirements/torch.txt build/wheels/*.whl \
+	  && build/wheels/$$python/bin/python tests/build/use_wheel.py || exit 1; \
+	done
 
 # Its own environment and its own copy of the sources: the module in rhovae_ext/ is the other environment's.
 cuda-check: test-native $(CUDA_ENV_READY)  ## compile, link, import and read the CUDA kernels' machine code; no GPU needed

@@ -6,8 +6,11 @@
     RHOVAE_SANITIZE=address,undefined         a module that stops at its first fault, for `make sanitize`
     RHOVAE_CORE=librhovae_core_static.a       CMake's csrc/core and csrc/cpu, in place of their sources
 
-What was decided is compiled in: the string macros RHOVAE_TORCH_VERSION, RHOVAE_CUDA_DECISION ("cpu: <why>" or
-"cuda: <why>") and RHOVAE_CUDA_ARCHITECTURES ("" without CUDA), and RHOVAE_WITH_CUDA in a build with CUDA.
+One module serves every Python from 3.10 on, and one series of torch: the wheel's tag and metadata say so.
+
+What was decided is compiled in: the string macros RHOVAE_TORCH_VERSION, RHOVAE_TORCH_COMMIT,
+RHOVAE_CXX11_ABI, RHOVAE_CUDA_DECISION ("cpu: <why>" or "cuda: <why>") and RHOVAE_CUDA_ARCHITECTURES
+("" without CUDA), and RHOVAE_WITH_CUDA in a build with CUDA.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ import setuptools
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-TORCH_FROM, TORCH_BELOW = (2, 11), (2, 16)  # pyproject.toml's range for torch; a test compares the two
+TORCH_FROM, TORCH_BELOW = (2, 11), (2, 16)
+PYTHON_FROM = (3, 10)
+# One module for all Pythons from there on; those without the GIL have no such ABI before 3.15.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 SETUPTOOLS_FROM = 77  # the first with the licence field of pyproject.toml; also has bdist_wheel of its own
 INSTALL = "pip install --no-build-isolation ."
 PREPARE = f"pip install torch 'setuptools>={SETUPTOOLS_FROM}' ninja"
@@ -56,6 +62,23 @@ def check_setuptools() -> None:
         )
 
 
+def torch_requirement(built_for: str | None = None) -> str:
+    """The torch that the sources can be compiled for; once compiled, that which they were compiled for."""
+    if built_for is None:
+        return "torch>={}.{},<{}.{}".format(*TORCH_FROM, *TORCH_BELOW)
+    public = built_for.split("+")[0]
+    release = re.fullmatch(r"(\d+)\.(\d+)[\d.]*", public)
+    if release is None:  # before a release no build promises to run another's modules
+        return f"torch=={public}"
+    major, minor = int(release[1]), int(release[2])
+    return f"torch>={major}.{minor},<{major}.{minor + 1}"
+
+
+def metadata(built_for: str | None = None) -> dict[str, Any]:
+    """setup()'s arguments for what pyproject.toml leaves open."""
+    return {"install_requires": [torch_requirement(built_for), "numpy>=1.26"]}
+
+
 def check_torch() -> Any:
     """torch, imported; refuses one that is missing or outside the supported range."""
     try:
@@ -69,10 +92,10 @@ def check_torch() -> Any:
     match = re.match(r"(\d+)\.(\d+)", torch.__version__)
     version = (int(match[1]), int(match[2])) if match else (0, 0)
     if not TORCH_FROM <= version < TORCH_BELOW:
-        bounds = f">={TORCH_FROM[0]}.{TORCH_FROM[1]},<{TORCH_BELOW[0]}.{TORCH_BELOW[1]}"
+        supported = torch_requirement()
         raise stop(
-            f"torch {torch.__version__} is installed, torch{bounds} is supported.",
-            f"Run: pip install 'torch{bounds}' && {INSTALL}",
+            f"torch {torch.__version__} is installed, {supported} is supported.",
+            f"Run: pip install '{supported}' && {INSTALL}",
         )
     return torch
 
@@ -192,6 +215,13 @@ def listed(patterns: Iterable[str]) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in CSRC.glob(pattern))
 
 
+def remove_others(built: Path) -> None:
+    """Removes what earlier builds left beside the module just built: Python would import that instead."""
+    for other in sorted(set(built.parent.glob("_C*.so")) - {built}):
+        print(f"rhovae-ext: removing {other}, which an earlier build left")
+        other.unlink()
+
+
 def extension() -> dict[str, Any]:
     """setup()'s arguments for the compiled module; stops with one message where it cannot be built."""
     torch = check_torch()
@@ -223,6 +253,8 @@ def extension() -> dict[str, Any]:
         macros.append(("RHOVAE_WITH_CUDA", None))
     for name, value in (
         ("TORCH_VERSION", torch.__version__),
+        ("TORCH_COMMIT", torch.version.git_version),
+        ("CXX11_ABI", int(torch.compiled_with_cxx11_abi())),
         ("CUDA_DECISION", decision),
         ("CUDA_ARCHITECTURES", arches),
     ):
@@ -243,7 +275,9 @@ def extension() -> dict[str, Any]:
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=sanitize,
+        py_limited_api=STABLE_ABI,
     )
+    cpp_extension.min_supported_cpython = "0x{:02X}{:02X}0000".format(*PYTHON_FROM)
 
     class Build(cpp_extension.BuildExtension):
         """Keeps the objects: an editable install would compile in a folder that it throws away."""
@@ -252,7 +286,16 @@ def extension() -> dict[str, Any]:
             super().finalize_options()
             self.build_temp = f"build/temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+        def run(self) -> None:
+            super().run()
+            remove_others(Path(self.get_ext_fullpath(module.name)))
+
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": Build},
+        "options": {"bdist_wheel": {"py_limited_api": "cp{}{}".format(*PYTHON_FROM)}} if STABLE_ABI else {},
+        **metadata(torch.__version__),
+    }
 
 
 if __name__ == "__main__":
@@ -260,4 +303,4 @@ if __name__ == "__main__":
     # stops here at once, before pip downloads any dependency.
     compiles = not {"sdist", "egg_info"} & set(sys.argv[1:])
     check_setuptools()
-    setuptools.setup(**(extension() if compiles else {}))
+    setuptools.setup(**(extension() if compiles else metadata()))

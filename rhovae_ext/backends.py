@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import native, reference
+from . import loading, native, reference
 
 
 class Backend(NamedTuple):
@@ -49,10 +49,17 @@ def _missing(name: str, device_type: str) -> str | None:
         return None
     if device_type != "cuda":
         return f"the compiled kernels serve CPU and CUDA tensors, not {device_type}. Use backend='reference'"
-    decision = native.build_info()["cuda_decision"]
+    without_cuda: str = _without_cuda()
+    return without_cuda
+
+
+# Evaluated while tracing, so that the graph stays whole.
+@torch.compiler.assume_constant_result
+def _without_cuda() -> str:
+    decision = loading.build_info()["cuda_decision"]
     return (
         f"the compiled module was built without CUDA ({decision}). Install the CUDA toolkit of torch's "
-        f"version and rebuild it in the folder of the sources: RHOVAE_CUDA=1 {native.REBUILD}"
+        f"version and {loading.remedy('rebuild it', 'RHOVAE_CUDA=1 ')}"
     )
 
 

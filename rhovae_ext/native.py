@@ -1,80 +1,16 @@
-"""The compiled module: loaded once, its absence explained once; what torch.compile has to know of its ops."""
+"""The compiled module's ops, and what torch.compile has to know of them."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import mmap
-import re
 from collections.abc import Callable
 from functools import partial
-from importlib import machinery
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import loading
 from .shapes import arithmetic_dtype
-
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
-_FOLDER = Path(__file__).parent
-
-
-def _series(version: str) -> str:
-    return ".".join(version.split("+")[0].split(".")[:2])
-
-
-def torch_built_for(library: Path) -> str | None:
-    """The torch version in a compiled module's build record, read from the file: it need not be loadable."""
-    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = re.search(rb'\{"torch": "([^"]+)"', content)
-        return found[1].decode() if found else None
-
-
-def _other_torch(built_for: str | None) -> str:
-    return (
-        f"the compiled module was built for torch {built_for or 'of another version'}, but torch "
-        f"{torch.__version__} is running. Rebuild it in the folder of the sources: {REBUILD}"
-    )
-
-
-def _load() -> str | None:
-    """Imports the compiled module, which registers its ops; the reason where that cannot be."""
-    try:
-        importlib.import_module(f"{__package__}._C")
-    except ImportError as error:
-        return _why_not_loaded(error)
-    built_for = str(build_info()["torch"])
-    if _series(built_for) != _series(torch.__version__):
-        return _other_torch(built_for)
-    lacking = [name for name in (*_FAKE, *_CHECKS) if not hasattr(torch.ops.rhovae, name)]
-    if lacking:
-        return (
-            f"the compiled module is older than these sources (it has no {', '.join(lacking)}). "
-            f"Rebuild it in the folder of the sources: {REBUILD}"
-        )
-    return None
-
-
-def _why_not_loaded(error: ImportError) -> str:
-    found = sorted(_FOLDER.glob("_C*.so")) + sorted(_FOLDER.glob("_C*.pyd"))
-    here = [path for path in found if path.name in {f"_C{suffix}" for suffix in machinery.EXTENSION_SUFFIXES}]
-    if not found:
-        return f"the compiled module is not there. Build it in the folder of the sources: {REBUILD}"
-    if not here:
-        names = ", ".join(path.name for path in found)
-        return f"the compiled module was built for another Python ({names}). Rebuild it: {REBUILD}"
-    built_for = torch_built_for(here[0])
-    if "undefined symbol" in str(error) or (built_for and _series(built_for) != _series(torch.__version__)):
-        return f"{_other_torch(built_for)} ({error})"
-    return f"the compiled module cannot be loaded ({error}). Rebuild it: {REBUILD}"
-
-
-def build_info() -> dict[str, Any]:
-    """What the compiled module was built with; raises AttributeError where it is not loaded."""
-    info: dict[str, Any] = json.loads(torch.ops.rhovae.build_info())
-    return info
 
 
 def cpu_capability() -> str:
@@ -173,13 +109,13 @@ _FAKE: dict[str, Callable[..., Any]] = {
 _CHECKS = tuple(f"check_{name}" for name in ("draw_key", *_CHAIN))
 
 # None where the compiled module is loaded and fits the running torch, else why not and what to run.
-unavailable: str | None = _load()
+unavailable: str | None = loading.load((*_FAKE, *_CHECKS))
 
 # The device types that the compiled kernels serve.
 devices: frozenset[str] = frozenset()
 
 if unavailable is None:
-    devices = frozenset({"cpu", "cuda"} if build_info()["cuda"] else {"cpu"})
+    devices = frozenset({"cpu", "cuda"} if loading.build_info()["cuda"] else {"cpu"})
     for _name, _kernel in _FAKE.items():
         _fake = _kernel if _kernel is _draw_key else partial(_kernel, check(_name))
         torch.library.register_fake(f"rhovae::{_name}", _fake)

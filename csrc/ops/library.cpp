@@ -21,10 +21,15 @@ namespace rhovae::ops {
 #define RHOVAE_HAS_CUDA "false"
 #endif
 
+// One piece of the file, for Python to read where the module cannot be loaded.
+__attribute__((used)) static const char kBuild[] =
+    "{\"torch\": \"" RHOVAE_TORCH_VERSION "\", \"torch_commit\": \"" RHOVAE_TORCH_COMMIT
+    "\", \"cxx11_abi\": " RHOVAE_CXX11_ABI ", \"cuda\": " RHOVAE_HAS_CUDA
+    ", \"cuda_decision\": \"" RHOVAE_CUDA_DECISION "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES
+    "\", \"compiler\": \"" __VERSION__ "\"}";
+
 static std::string build_info() {
-  return "{\"torch\": \"" RHOVAE_TORCH_VERSION "\", \"cuda\": " RHOVAE_HAS_CUDA
-         ", \"cuda_decision\": \"" RHOVAE_CUDA_DECISION
-         "\", \"cuda_architectures\": \"" RHOVAE_CUDA_ARCHITECTURES "\", \"compiler\": \"" __VERSION__ "\"}";
+  return kBuild;
 }
 
 // Under vmap, torch's own random ops know what its `randomness` asks for: an error, one key for all slices,

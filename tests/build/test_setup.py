@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import sysconfig
+from email.parser import Parser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = "pip install --no-build-isolation ."
@@ -158,24 +163,104 @@ def test_architectures_are_the_users_or_reach_from_8_to_12(
     assert build.architectures("12.6") == "8.0;9.0+PTX"
 
 
-def test_range_of_torch_is_that_of_the_metadata(build: SimpleNamespace) -> None:
-    stated = re.search(r'"torch>=(\d+)\.(\d+),<(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
-    assert stated is not None
-    numbers = tuple(map(int, stated.groups()))
-    assert (numbers[:2], numbers[2:]) == (build.TORCH_FROM, build.TORCH_BELOW)
-
-
-def test_source_archive_needs_no_torch(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text('raise ImportError("No module named torch")')
+def requirements_said(tmp_path: Path, command: list[str], **environment: str) -> list[str]:
+    """What `setup.py command` writes of the packages that have to be installed."""
     done = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)],
+        [sys.executable, "setup.py", "--quiet", *command],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    (written,) = [*tmp_path.rglob("PKG-INFO"), *tmp_path.rglob("METADATA")]
+    said = Parser().parsestr(written.read_text())
+    assert "requires-dist" in said.get_all("Dynamic", [])
+    return [one for one in said.get_all("Requires-Dist", []) if "extra ==" not in one]
+
+
+def test_a_source_archive_needs_no_torch_and_takes_every_series(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text('raise ImportError("No module named torch")')
+    said = requirements_said(tmp_path, ["egg_info", "--egg-base", str(tmp_path)], PYTHONPATH=str(tmp_path))
+    assert said == ["torch<2.16,>=2.11", "numpy>=1.26"]
+
+
+def test_what_is_compiled_asks_for_the_series_compiled_for(build: SimpleNamespace, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    said = requirements_said(tmp_path, ["dist_info", "--output-dir", str(tmp_path)], RHOVAE_CUDA="0")
+    asked = Requirement(said[0])
+    assert asked.name == "torch"
+    assert asked.specifier.contains(torch.__version__, prereleases=True)
+    assert str(asked) == str(Requirement(build.torch_requirement(torch.__version__)))
+
+
+@pytest.mark.parametrize(
+    ("built_for", "taken", "refused"),
+    [
+        (
+            "2.13.0+cpu",
+            ["2.13.0+cu130", "2.13.0", "2.13.1"],
+            ["2.12.1", "2.14.0", "2.14.0rc1", "3.13.0"],
+        ),
+        ("2.14.0.dev20261101+cu130", ["2.14.0.dev20261101"], ["2.14.0.dev20261102", "2.14.0", "2.13.0"]),
+        ("2.14.0a0+gitabcdef", ["2.14.0a0+gitabcdef"], ["2.14.0", "2.14.0a1"]),
+    ],
+)
+def test_series_of_a_torch(
+    build: SimpleNamespace, built_for: str, taken: list[str], refused: list[str]
+) -> None:
+    asked = Requirement(build.torch_requirement(built_for))
+    assert [v for v in taken + refused if asked.specifier.contains(v, prereleases=True)] == taken
+
+
+def test_pip_tells_that_another_torch_is_beside_it(build: SimpleNamespace, tmp_path: Path) -> None:
+    asked = build.torch_requirement("2.13.0+cpu")
+    for name, version, requires in (
+        ("rhovae-ext", "0.1.0", f"Requires-Dist: {asked}\n"),
+        ("torch", "2.14.1", ""),
+    ):
+        information = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(
+            f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n{requires}"
+        )
+    said = subprocess.run(
+        [sys.executable, "-m", "pip", "check"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    assert "rhovae-ext 0.1.0 has requirement torch<2.14,>=2.13, but you have torch 2.14.1." in said
+
+
+def test_what_an_earlier_build_left_is_removed(
+    build: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["_C.abi3.so", "_C.cpython-311-x86_64-linux-gnu.so", "_C.cpython-27.so", "native.py", "other.so"]
+    for name in names:
+        (tmp_path / name).touch()
+    build.remove_others(tmp_path / "_C.abi3.so")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_C.abi3.so", "native.py", "other.so"]
+    assert f"removing {tmp_path / '_C.cpython-311-x86_64-linux-gnu.so'}" in capsys.readouterr().out
+
+
+def test_first_python_is_that_of_the_metadata(build: SimpleNamespace) -> None:
+    assert 'requires-python = ">={}.{}"'.format(*build.PYTHON_FROM) in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm (binutils)")
+def test_the_module_asks_python_for_one_function_of_its_stable_abi() -> None:
+    pytest.importorskip("rhovae_ext._C", reason="the compiled module is not built: make build")
+    module = importlib.import_module("rhovae_ext._C")
+    assert module.__file__ is not None
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        assert module.__file__.endswith("_C.abi3.so")
+    said = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", module.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.findall(r" U (_?Py\w*)", said) == ["PyModule_Create2"]
 
 
 def test_compiled_module_tells_what_it_was_built_for() -> None:
