@@ -44,10 +44,9 @@ def every_rank(*shape: int) -> Iterator[DeviceMesh]:
             dist.destroy_process_group()
 
 
-def is_part(here: Tensor | None, whole: Tensor | None, placements: Sequence[Placement]) -> bool:
+def is_part(here: Tensor, whole: Tensor, placements: Sequence[Placement]) -> bool:
     """Whether a DTensor lies as told, and is bit for bit its part of the whole."""
     assert isinstance(here, DTensor)
-    assert whole is not None
     assert here.shape == whole.shape
     assert here.placements == tuple(placements)
     return torch.equal(here.to_local(), part_of(whole, here.device_mesh, placements))
@@ -69,7 +68,7 @@ def test_samples_and_gradients(
     plain = [plain_leaf(tensor) for tensor in (mu, log_s, rho_logit)]
     z, kl = rhovae_ext.ar1_reparam_kl_with_logits(*plain, **options)
     dz, dkl = weights(z), weights(kl)
-    torch.autograd.backward((z, kl), (dz, dkl))
+    gradients = torch.autograd.grad((z, kl), plain, (dz, dkl))
 
     of_z = behind(len(samples), placements)
     of_rho = [placement if placement == Shard(1) else Replicate() for placement in placements]
@@ -79,14 +78,16 @@ def test_samples_and_gradients(
         z_here, kl_here = rhovae_ext.ar1_reparam_kl_with_logits(*leaves, **options)
         assert is_part(z_here, z, of_z)
         assert is_part(kl_here, kl, placements)
-        torch.autograd.backward((z_here, kl_here), (leaf(dz, mesh, of_z), leaf(dkl, mesh, placements)))
-        assert is_part(leaves[0].grad, plain[0].grad, placements)
-        assert is_part(leaves[1].grad, plain[1].grad, placements)
-        assert isinstance(leaves[2].grad, DTensor)
-        assert leaves[2].grad.placements == tuple(of_rho)
-        part_of(gradient_of_rho, mesh, of_rho).add_(leaves[2].grad.to_local())
+        dmu, dlog_s, drho = torch.autograd.grad(
+            (z_here, kl_here), leaves, (leaf(dz, mesh, of_z), leaf(dkl, mesh, placements))
+        )
+        assert is_part(dmu, gradients[0], placements)
+        assert is_part(dlog_s, gradients[1], placements)
+        assert isinstance(drho, DTensor)
+        assert drho.placements == tuple(of_rho)
+        part_of(gradient_of_rho, mesh, of_rho).add_(drho.to_local())
     gradient_of_rho /= 2 ** placements.count(Replicate())  # those have the whole's, all of them
-    torch.testing.assert_close(gradient_of_rho, plain[2].grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient_of_rho, gradients[2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3])
@@ -94,7 +95,7 @@ def test_ranks_without_rows(rows: int) -> None:
     mu, rho_logit = torch.randn(rows, 5), plain_leaf(torch.tensor([[0.4]]))
     z, kl = rhovae_ext.ar1_reparam_kl_with_logits(mu, 0.1, rho_logit, key=KEY)
     dz, dkl = weights(z), weights(kl)
-    torch.autograd.backward((z, kl), (dz, dkl))
+    (whole,) = torch.autograd.grad((z, kl), rho_logit, (dz, dkl))
     gradient = torch.zeros(1, 1)
     for mesh in every_rank(4):
         shared = leaf(rho_logit.detach(), mesh, [Replicate()])
@@ -103,10 +104,12 @@ def test_ranks_without_rows(rows: int) -> None:
         )
         assert is_part(z_here, z, [Shard(0)])
         assert is_part(kl_here, kl, [Shard(0)])
-        torch.autograd.backward((z_here, kl_here), (leaf(dz, mesh, [Shard(0)]), leaf(dkl, mesh, [Shard(0)])))
-        assert isinstance(shared.grad, DTensor)
-        gradient += shared.grad.to_local()
-    torch.testing.assert_close(gradient, rho_logit.grad)
+        (share,) = torch.autograd.grad(
+            (z_here, kl_here), shared, (leaf(dz, mesh, [Shard(0)]), leaf(dkl, mesh, [Shard(0)]))
+        )
+        assert isinstance(share, DTensor)
+        gradient += share.to_local()
+    torch.testing.assert_close(gradient, whole)
 
 
 def test_one_chain_has_no_rows_to_share() -> None:
