@@ -62,8 +62,8 @@ def test_samples_and_gradients(
     samples = [] if num_samples is None else [num_samples]
     mu, log_s = torch.randn(7, 5, 6, dtype=dtype), 0.3 * torch.randn(7, 5, dtype=dtype)
     rho_logit = torch.randn(1, 5, 5)
-    # The numbers of the last three rows come round to 0.
-    options: dict[str, Any] = {"key": KEY, "num_samples": num_samples, "row_offset": 2**64 - 32}
+    # Of 35 rows the last three have numbers beyond what a signed integer holds.
+    options: dict[str, Any] = {"key": KEY, "num_samples": num_samples, "row_offset": 2**63 - 32}
 
     plain = [plain_leaf(tensor) for tensor in (mu, log_s, rho_logit)]
     z, kl = rhovae_ext.ar1_reparam_kl_with_logits(*plain, **options)
