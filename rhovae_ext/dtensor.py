@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -126,34 +125,36 @@ class _Rows:
         stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         return DTensor.from_local(part, self.mesh, placements, shape=shape, stride=stride)
 
-    def runs(self) -> list[tuple[tuple[int, ...], int]]:
-        """Rows held here that follow one another in the whole: their place here and the number of the first.
+    def runs(self) -> tuple[int, list[int]]:
+        """Rows held here that are neighbours in the whole: how many axes count the runs, the first row of each.
 
         A part of the first axis is one run; a part of a later axis, one for each index of the axes before it.
         """
         cut = [axis for axis, part in enumerate(self.held) if len(part) != self.lead[axis]]
-        outer = self.held[: cut[-1]] if cut and all(self.held) else []
-        found = []
-        for place in product(*(range(len(part)) for part in outer)):
-            first = 0
-            for axis, part in enumerate(self.held):
-                first = first * self.lead[axis] + (part[place[axis]] if axis < len(place) else part.start)
-            found.append((place, first))
-        return found
+        outer = cut[-1] if cut and all(self.held) else 0
+        corner = [*self.held[:outer], *(part[:1] or range(1) for part in self.held[outer:])]
+        firsts = [0]
+        for part, size in zip(corner, self.lead, strict=True):
+            firsts = [first * size + index for first in firsts for index in part]
+        return outer, firsts
 
-    def at(self, place: tuple[int, ...], operand: _Operand) -> Tensor:
-        """An operand's values held here at one index of the first row axes; these stay, with size 1."""
-        tensor = operand.tensor
-        for axis, index in enumerate(place):
-            own = operand.axis(axis - len(self.lead), len(self.held[axis]))
-            tensor = tensor if own is None else tensor.narrow(own, index, 1)
-        return tensor
+    def split(self, operand: _Operand, outer: int) -> list[Tensor]:
+        """What is held here of an operand, run by run; the first `outer` row axes stay, with size 1."""
+        runs = [operand.tensor]
+        for axis, part in enumerate(self.held[:outer]):
+            own = operand.axis(axis - len(self.lead), len(part))
+            runs = [
+                piece for run in runs for piece in ([run] * len(part) if own is None else run.split(1, own))
+            ]
+        return runs
 
-    def joined(self, runs: list[Tensor], outer: int, before: Sequence[int], after: Sequence[int]) -> Tensor:
-        """The results of runs over the first `outer` row axes as one tensor: (*before, *held, *after)."""
+    def joined(
+        self, runs: Sequence[Tensor], outer: int, before: Sequence[int], after: Sequence[int]
+    ) -> Tensor:
+        """The results of runs as one tensor: (*before, *held, *after)."""
         if len(runs) == 1:
             return runs[0]
-        return torch.cat(runs, len(before) + outer - 1).reshape(*before, *map(len, self.held), *after)
+        return torch.cat(tuple(runs), len(before) + outer - 1).reshape(*before, *map(len, self.held), *after)
 
 
 def _ar1(
@@ -172,22 +173,20 @@ def _ar1(
 ) -> tuple[Tensor, Tensor]:
     steps = [mu.shape[-1]]
     samples = [] if num_samples is None else [num_samples]
-    operands = _parameters(mu, scale, rho, logits)
-    if eps is not None:
-        operands.append(_Operand("eps", eps, range(len(samples), eps.dim() - 1)))
-    rows = _Rows(operation, mu.device_mesh, broadcast_leading(mu, scale, rho), operands)
-    local = [rows.local(operand) for operand in operands]
+    parameters = _parameters(mu, scale, rho, logits)
+    noise = [] if eps is None else [_Operand("eps", eps, range(len(samples), eps.dim() - 1))]
+    rows = _Rows(operation, mu.device_mesh, broadcast_leading(mu, scale, rho), [*parameters, *noise])
+    eps = rows.local(noise[0]).tensor if noise else None
     if isinstance(key, DTensor):
         key = key.full_tensor()
-    runs = rows.runs() if sample and eps is None else [((), 0)]
-    results = []
-    for place, first in runs:
-        here = [rows.at(place, operand) for operand in local]
-        noise = here.pop() if eps is not None else None
-        offset = _pattern(row_offset + first)
-        results.append(op(*here, key, noise, num_samples, offset, logits, sample, kl))
+    # Where no noise is drawn no row has a number.
+    outer, firsts = rows.runs() if sample and eps is None else (0, [0])
+    runs = zip(firsts, *(rows.split(rows.local(operand), outer) for operand in parameters), strict=True)
+    results = [
+        op(*tensors, key, eps, num_samples, _pattern(row_offset + first), logits, sample, kl)
+        for first, *tensors in runs
+    ]
     z, divergence = results[0]
-    outer = len(runs[0][0])
     if sample:
         z = rows.whole(rows.joined([z for z, _ in results], outer, samples, steps), samples, steps)
     if kl:
