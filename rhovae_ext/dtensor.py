@@ -5,8 +5,9 @@ that is redistributed first: a sharded chain is gathered, what is partial is red
 the first of them whose rows are sharded. A gradient has the placements of its tensor; where values are
 replicated beside sharded rows it is the sum over the ranks.
 
-All of this stands above autograd, on DTensor's own differentiable functions, so every derivative of an op is
-there for DTensors too. Imported when the first of them comes: torch.distributed.tensor is slow to import.
+All of this stands above autograd, on DTensor's own differentiable functions, so the derivatives of an op are
+there for DTensors too (second ones from torch 2.13 on, whose to_local has them). Imported when the first of
+them comes: torch.distributed.tensor is slow to import.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _Operand(NamedTuple):
 
     name: str
     tensor: Tensor
-    rows: range
+    rows: Sequence[int]
 
     def axis(self, row_axis: int, size: int) -> int | None:
         """Its axis for a row axis (-1 the last) of that size; None where one value serves all of it."""
@@ -126,7 +127,7 @@ class _Rows:
         return DTensor.from_local(part, self.mesh, placements, shape=shape, stride=stride)
 
     def runs(self) -> tuple[int, list[int]]:
-        """Rows held here that are neighbours in the whole: how many axes count the runs, the first row of each.
+        """Rows held here that are neighbours in the whole: how many axes count such runs, and their first rows.
 
         A part of the first axis is one run; a part of a later axis, one for each index of the axes before it.
         """
