@@ -127,7 +127,7 @@ class _Rows:
         return DTensor.from_local(part, self.mesh, placements, shape=shape, stride=stride)
 
     def runs(self) -> tuple[int, list[int]]:
-        """Rows held here that are neighbours in the whole: how many axes count such runs, and their first rows.
+        """Runs of rows that are neighbours in the whole too: how many axes count them, and their first rows.
 
         A part of the first axis is one run; a part of a later axis, one for each index of the axes before it.
         """
