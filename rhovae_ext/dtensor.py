@@ -63,10 +63,11 @@ class _Rows:
     def __init__(
         self, operation: str, mesh: DeviceMesh, lead: list[int], operands: Sequence[_Operand]
     ) -> None:
+        self.operation = operation
         self.mesh = mesh
         self.lead = lead
         for operand in operands:
-            self._check(operation, operand)
+            self._check(operand)
         # For each dimension of the mesh the row axis (-1 the last) that it shards, None where it shards none.
         self.sharded = [self._sharded_by(dimension, operands) for dimension in range(mesh.ndim)]
         self.held = [range(size) for size in lead]  # this rank's part of every axis, as torch.chunk cuts it
@@ -76,18 +77,18 @@ class _Rows:
                 start = each * mesh.get_local_rank(dimension)
                 self.held[axis] = self.held[axis][start : start + each]
 
-    def _check(self, operation: str, operand: _Operand) -> None:
+    def _check(self, operand: _Operand) -> None:
         name, tensor = operand.name, operand.tensor
         if isinstance(tensor, DTensor):
             if tensor.device_mesh != self.mesh:
                 raise ValueError(
-                    f"{operation}: {name} must be on mu's mesh, {self.mesh}, but got a DTensor on "
+                    f"{self.operation}: {name} must be on mu's mesh, {self.mesh}, but got a DTensor on "
                     f"{tensor.device_mesh}. Distribute both over the same mesh."
                 )
         elif tensor.dim() > 0 or tensor.requires_grad:
             raise TypeError(
-                f"{operation}: {name} must be a DTensor, as mu is, or a number, but got a plain tensor of "
-                f"shape {tuple(tensor.shape)}. Distribute it: DTensor.from_local({name}, mu.device_mesh) "
+                f"{self.operation}: {name} must be a DTensor, as mu is, or a number, but got a plain tensor "
+                f"of shape {tuple(tensor.shape)}. Distribute it: DTensor.from_local({name}, mu.device_mesh) "
                 "where all ranks have the same values."
             )
 
@@ -116,7 +117,18 @@ class _Rows:
             gradients.append(Partial() if axis is None and row_axis is not None else placements[-1])
         # Even where nothing moves: it is what brings the gradient back.
         moved = tensor.redistribute(self.mesh, placements)
-        return operand._replace(tensor=moved.to_local(grad_placements=gradients))
+        local = moved.to_local(grad_placements=gradients)
+        for row_axis, placement in zip(self.sharded, placements, strict=True):
+            if row_axis is not None and isinstance(placement, Shard):
+                self._check_part(operand.name, placement.dim, local, len(self.held[row_axis]))
+        return operand._replace(tensor=local)
+
+    def _check_part(self, name: str, axis: int, local: Tensor, rows: int) -> None:
+        if local.shape[axis] != rows:  # then its rows are not those whose noise it would get
+            raise ValueError(
+                f"{self.operation}: {name} must be cut along axis {axis} as torch.chunk cuts it, here into "
+                f"{rows} rows, but got {local.shape[axis]}. Let distribute_tensor cut it."
+            )
 
     def whole(self, part: Tensor, before: Sequence[int], after: Sequence[int]) -> DTensor:
         """The rows of all ranks, (*before, *lead, *after), from those held here."""

@@ -197,6 +197,19 @@ def test_what_no_rank_can_know_is_refused() -> None:
             rhovae_ext.ar1_kl(mu, 1.0, leaf(torch.zeros(4), other, [Replicate(), Shard(0)]))
 
 
+def test_parts_that_torch_would_not_cut_are_refused() -> None:
+    """Three rows and four in place of four and three: the noise would be that of other rows."""
+    for mesh in every_rank(2):
+        rows = 3 + mesh.get_local_rank()
+        mu = DTensor.from_local(
+            torch.zeros(rows, 5), mesh, [Shard(0)], shape=torch.Size((7, 5)), stride=(5, 1)
+        )
+        with pytest.raises(
+            ValueError, match=rf"mu must be cut .* here into {7 - rows} rows, but got {rows}\."
+        ):
+            rhovae_ext.ar1_reparam(mu, 1.0, 0.5, key=KEY)
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What each check came to on every rank: nothing where it held."""
