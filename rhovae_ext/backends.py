@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from . import loading, native, reference
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Backend(NamedTuple):
@@ -73,6 +77,10 @@ def _triton_missing(device_type: str) -> str | None:
 
 def choose(operation: str, backend: str | None, mu: Tensor) -> Backend:
     """The backend of a call: what `backend` names; for None and "auto" the fastest one for mu's device."""
+    if type(mu) is not Tensor and _is_dtensor(mu):
+        from . import dtensor
+
+        return dtensor.over_ranks(operation, choose(operation, backend, mu.to_local()))
     if backend is None or backend == "auto":
         if mu.is_cpu and _NATIVE is not None:
             return _NATIVE
@@ -84,6 +92,12 @@ def choose(operation: str, backend: str | None, mu: Tensor) -> Backend:
     if reason is not None:
         raise RuntimeError(f"{operation}: backend {backend!r} is not available: {reason}")
     return _LOADED[backend]
+
+
+def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Asked of the modules that are there: whoever has a DTensor has imported theirs, which is slow."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _automatic(device_type: str) -> Backend:
