@@ -151,6 +151,25 @@ class _Rows:
             firsts = [first * size + index for first in firsts for index in part]
         return outer, firsts
 
+    def of_keys(self, key: Tensor) -> tuple[Tensor, int]:
+        """The keys of the rows held here, and the number among its key's rows of the first of them."""
+        own = [size > 1 for size in key.shape[:-1]]
+        lead, held = self.lead, self.held
+        counted = [1 if keyed else size for keyed, size in zip(own, lead, strict=True)]
+        parts = [range(1) if keyed else part for keyed, part in zip(own, held, strict=True)]
+        cut = [axis for axis, part in enumerate(parts) if len(part) != counted[axis]]
+        if cut and math.prod(len(part) for part in parts[: cut[-1]]) > 1:
+            raise ValueError(
+                f"{self.operation}: rows that share a key must be sharded along the first of their axes, but "
+                f"got key of shape {tuple(key.shape)} for rows {tuple(lead)} of which this rank holds "
+                f"{tuple(map(len, held))}. Redistribute mu, or give every row a key of its own."
+            )
+        first = 0
+        for part, size in zip(parts, counted, strict=True):
+            first = first * size + part.start
+        places = [slice(p.start, p.stop) if k else slice(None) for k, p in zip(own, held, strict=True)]
+        return key[tuple(places)], first
+
     def split(self, operand: _Operand, outer: int) -> list[Tensor]:
         """What is held here of an operand, run by run; the first `outer` row axes stay, with size 1."""
         runs = [operand.tensor]
@@ -193,7 +212,12 @@ def _ar1(
     if isinstance(key, DTensor):
         key = key.full_tensor()
     # Where no noise is drawn no row has a number.
-    outer, firsts = rows.runs() if sample and eps is None else (0, [0])
+    outer, firsts = 0, [0]
+    if sample and eps is None and key is not None:
+        if key.dim() == 1:
+            outer, firsts = rows.runs()
+        else:
+            key, firsts[0] = rows.of_keys(key)
     runs = zip(firsts, *(rows.split(rows.local(operand), outer) for operand in parameters), strict=True)
     results = [
         op(*tensors, key, eps, num_samples, _pattern(row_offset + first), logits, sample, kl)
@@ -232,11 +256,10 @@ def _draw_key(cls: type, op: Callable[..., Tensor], types: Any, args: Any = (), 
     """The key that the mesh's first rank draws: with keys of their own ranks would share no whole."""
     like, *others = args
     mesh = like.device_mesh
-    bits = op(like.to_local(), *others, **(kwargs or {})).view(torch.int64)  # nobody communicates uint64
+    bits = op(like.to_local(), *others, **(kwargs or {}))
     # A broadcast, as a sum to which the first rank alone contributes: so torch.compile can trace it.
     share = torch.zeros_like(bits) if any(mesh.get_coordinate()) else bits
-    key = DTensor.from_local(share, mesh, [Partial()] * mesh.ndim).full_tensor()
-    return key.view(torch.uint64)
+    return DTensor.from_local(share, mesh, [Partial()] * mesh.ndim).full_tensor()
 
 
 for _name in ("rhovae::draw_key", "rhovae_ext::draw_key"):

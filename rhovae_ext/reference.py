@@ -11,7 +11,7 @@ Arguments are checked by the callers. Sources: rho-VAE (arXiv 1909.06236) for th
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ _LONGEST = 1 << 31
 # Sizes
 
 
-def _known(holds: bool) -> bool:
+def _known(holds: Any) -> bool:
     """A comparison of sizes; of symbolic ones, what holds for all of their range, so that none is fixed."""
     if isinstance(holds, Tensor):  # while torch.jit traces
         return bool(holds)
@@ -47,7 +47,7 @@ def _known(holds: bool) -> bool:
         return holds
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return statically_known_true(holds)
+    return bool(statically_known_true(holds))
 
 
 # Noise
@@ -319,8 +319,9 @@ def ar1_backward(
         adjoint = _scan(_steps(turned), (g * chain.s).flip(-1)).flip(-1)
         tied = adjoint[..., 1:] * chain.c
         tilted = tied * (chain.c * x[..., :-1] - chain.rho * noise[..., 1:])
-        for_row = (lambda terms: terms) if num_samples is None else (lambda terms: terms.sum(0))
-        by_mu, by_log_s, by_logit = for_row(g), for_row(g * chain.s * x), for_row(tilted)
+        by_mu, by_log_s, by_logit = g, g * chain.s * x, tilted
+        if num_samples is not None:
+            by_mu, by_log_s, by_logit = by_mu.sum(0), by_log_s.sum(0), by_logit.sum(0)
         if needs_deps:
             deps = torch.cat((adjoint[..., :1], tied), dim=-1).to(eps.dtype)
     if dkl is not None:

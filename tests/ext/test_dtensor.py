@@ -227,3 +227,22 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", two_ranks.CHECKS)
 def test_on_two_ranks(name: str, outcomes: dict[str, list[str]]) -> None:
     assert not any(outcomes[name]), "\n".join(outcomes[name])
+
+
+@pytest.mark.parametrize("own", [(7, 1), (1, 5), (7, 5), (1, 1)], ids=str)
+def test_rows_with_keys_of_their_own(own: tuple[int, int]) -> None:
+    mu = torch.randn(7, 5, 6)
+    keys = rhovae_ext.split(3, own[0] * own[1]).reshape(*own, 2)
+    z = rhovae_ext.ar1_reparam(mu, 0.7, 0.5, key=keys, num_samples=2)
+    for placements in EVERYWHERE:
+        of_first, of_second = (Shard(axis) in placements for axis in (0, 1))
+        for mesh in every_rank(2, 2):
+            here = leaf(mu, mesh, placements)
+            if own == (1, 1) and of_second and (not of_first or here.to_local().shape[0] > 1):
+                if here.to_local().numel() == mu.numel():
+                    continue
+                with pytest.raises(ValueError, match="rows that share a key must be sharded along the first"):
+                    rhovae_ext.ar1_reparam(here, 0.7, 0.5, key=keys, num_samples=2)
+                continue
+            sharded = rhovae_ext.ar1_reparam(here, 0.7, 0.5, key=keys, num_samples=2)
+            assert is_part(sharded, z, behind(1, placements))

@@ -91,7 +91,7 @@ def _compilations(function: Any, calls: list[tuple[Any, ...]]) -> int:
         return graph
 
     torch._dynamo.reset()
-    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    compiled: Any = torch.compile(function, backend=backend, fullgraph=True)
     for call in calls:
         torch.testing.assert_close(compiled(*call), function(*call), rtol=0, atol=0)
     return len(graphs)

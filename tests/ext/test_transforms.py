@@ -10,22 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import (
-    functional_call,
-    grad,
-    hessian,
-    jacfwd,
-    jacrev,
-    jvp,
-    linearize,
-    stack_module_state,
-    vmap,
-)
+from torch.func import functional_call, hessian, jacfwd, jacrev, linearize, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
 import rhovae_ext
 from rhovae_ext import fold_in, split
 from tests.ext.cases import TENSOR_KINDS, Case, make_case, with_eps
+
+# torch's own annotations of these take functions of one argument only.
+grad: Callable[..., Any] = torch.func.grad
+jvp: Callable[..., Any] = torch.func.jvp
 
 LOGITS = pytest.mark.parametrize("logits", [False, True], ids=["natural", "logits"])
 KINDS = [("row", "row"), ("step", "step"), ("zero_dim", "step_shared"), ("row_kept", "zero_dim")]
@@ -70,8 +64,8 @@ def _stacked(results: list[Any]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
 
 
-def assert_equal(ours: Any, expected: Any, **tolerance: float) -> None:
-    torch.testing.assert_close(ours, expected, **(tolerance or {"rtol": 1e-10, "atol": 1e-12}))
+def assert_equal(ours: Any, expected: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(ours, expected, rtol=rtol, atol=atol)
 
 
 # Higher derivatives
@@ -160,7 +154,7 @@ def test_dual_numbers_pass_through(backend: str) -> None:
 def test_a_gradient_penalty_trains(backend: str) -> None:
     inputs = tuple(x.requires_grad_() for x in _chains(4))
     gradients = torch.autograd.grad(_loss(backend, key=1)(*inputs), inputs, create_graph=True)
-    sum(gradient.square().sum() for gradient in gradients).backward()
+    torch.stack([gradient.square().sum() for gradient in gradients]).sum().backward()
     expected = torch.autograd.functional.vhp(
         _loss("reference", key=1), tuple(x.detach() for x in inputs), tuple(2 * g.detach() for g in gradients)
     )[1]
@@ -186,7 +180,8 @@ def test_vmap_is_a_loop(backend: str, dims: tuple[int | None, ...], samples: int
             per_dim = rhovae_ext.ar1_kl_with_logits(mu, log_s, rho_logit, per_dim=True, backend=backend)
             return z, kl, per_dim
 
-        found = vmap(function, in_dims=(*dims, key_dim))(*inputs, key)
+        every: Callable[..., Any] = vmap(function, in_dims=(*dims, key_dim))
+        found = every(*inputs, key)
         alone = [
             function(
                 *(
@@ -318,7 +313,7 @@ def test_an_ensemble_of_heads(backend: str) -> None:
             return (z.square().sum(-1) + kl).mean()
 
     heads, x = [Head().double() for _ in range(3)], torch.randn(5, 3).double()
-    parameters, buffers = stack_module_state(heads)  # type: ignore[arg-type]
+    parameters, buffers = stack_module_state(heads)
     keys = split(2, 3)
 
     def loss(own: dict[str, Tensor], key: Tensor) -> Tensor:
@@ -361,8 +356,9 @@ def test_rows_are_numbered_among_those_of_their_key(
     inputs = _chains(4, 3, d=d, dtype=torch.float32)
     keys = split(11, own[0] * own[1]).reshape(*own, 2)
 
-    def gradients(mu: Tensor, log_s: Tensor, rho_logit: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-        leaves = [x.clone().requires_grad_() for x in (mu, log_s, rho_logit)]
+    def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        *chain, key = inputs
+        leaves = [x.clone().requires_grad_() for x in chain]
         z, kl = rhovae_ext.ar1_reparam_kl_with_logits(
             *leaves, key=key, num_samples=samples, row_offset=2, backend=backend
         )
@@ -376,7 +372,7 @@ def test_rows_are_numbered_among_those_of_their_key(
                 slice(at, at + 1) if size > 1 else slice(None) for at, size in zip((i, j), own, strict=True)
             )
             alone = gradients(*(x[of_key] for x in inputs), keys[i, j])
-            assert torch.equal(z[(*samples_axis, *of_key)], alone[0])
+            assert torch.equal(z[samples_axis + of_key], alone[0])
             for whole, part in zip(by, alone[1:], strict=True):
                 assert_equal(whole[of_key], part, rtol=1e-5, atol=1e-5)
 
@@ -405,11 +401,10 @@ def test_checkpoints_draw_the_same_noise_again(backend: str, reentrant: bool) ->
     def gradients(run: Callable[..., Any]) -> tuple[Tensor, ...]:
         torch.manual_seed(3)
         z, kl = run(x)
-        x.grad = weight.grad = None
+        for leaf in (x, weight):
+            leaf.grad = None
         (z.sin().sum() + kl.sum()).backward()  # all that a reentrant checkpoint takes
-        assert x.grad is not None
-        assert weight.grad is not None
-        return x.grad, weight.grad
+        return tuple(leaf.grad for leaf in (x, weight) if leaf.grad is not None)
 
     plain = gradients(region)
     assert_equal(gradients(lambda x: checkpoint(region, x, use_reentrant=reentrant)), plain)

@@ -225,8 +225,8 @@ def _with_own_keys(
     keys, samples = keys_of(key, axes), () if p.num_samples is None else (p.num_samples,)
     both = np.zeros((2, *samples, *lead, steps), REAL)
     for place in np.ndindex(*axes):
-        own = tuple(at if size > 1 else slice(None) for at, size in zip(place, axes, strict=True))
-        part = both[(slice(None), *(slice(None) for _ in samples), *own)]
+        own = [at if size > 1 else slice(None) for at, size in zip(place, axes, strict=True)]
+        part = both[tuple([slice(None)] * (1 + len(samples)) + own)]
         count = part[0].size // max(1, steps * math.prod(samples))
         seed, offset = (int(word) for word in keys[place])
         drawn = normals(
