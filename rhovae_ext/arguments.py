@@ -203,9 +203,11 @@ _PROMOTED = frozenset((torch.float32, torch.bfloat16, torch.float16))
 def promoted(value: Tensor, other: Tensor) -> Tensor:
     """In an autocast region the value in float32 if its type and the other's differ, as torch promotes."""
     types = {value.dtype, other.dtype}
-    if len(types) == 1 or not types <= _PROMOTED or not torch.is_autocast_enabled(other.device.type):
+    if len(types) == 1 or not types <= _PROMOTED:
         return value
-    return value.float()
+    device = other.device.type
+    promotes = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return value.float() if promotes else value
 
 
 def same_device(operation: str, name: str, value: Tensor, mu: Tensor, of: str = "mu") -> None:
@@ -269,9 +271,16 @@ def sampling(
     return (None if key is None else _key(operation, mu, scale, rho, key)), eps, row_offset
 
 
-def samples(operation: str, num_samples: int) -> int:
+_MANY = 1 << 40
+
+
+def samples(operation: str, num_samples: int, mu: Tensor) -> int:
     """Checks the number of samples and returns it as an int."""
     count = _integer(num_samples)
+    if count is not None and count > _MANY and count * mu.numel() >= 1 << 56:
+        expected = f"an int that leaves z fewer than 2^56 elements (mu has shape {tuple(mu.shape)})"
+        got, remedy = _described(num_samples), "Draw them in parts."
+        _refuse(ValueError, operation, "num_samples", expected, got, remedy)
     if count is None or not 1 <= count < _64_BITS // 2:
         _refuse(
             ValueError,
@@ -415,8 +424,12 @@ def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> 
                 "Make one with torch.tensor([seed, offset], dtype=torch.uint64).",
             )
         return key
+    return _key_of_pair(operation, pair_to_derive_from(operation, key), device).view(torch.uint64)
+
+
+def pair_to_derive_from(operation: str, key: Any) -> tuple[Any, Any]:
     if (seed_alone := _integer(key)) is not None:
-        key = (seed_alone, 0)
+        return seed_alone, 0
     if not isinstance(key, (tuple, list)) or len(key) != 2:
         _refuse(
             TypeError,
@@ -426,7 +439,20 @@ def key_to_derive_from(operation: str, key: Key | int, device: torch.device) -> 
             _described(key),
             "Give for example key=7 or key=(7, 0).",
         )
-    return _key_of_pair(operation, key, device).view(torch.uint64)
+    return key[0], key[1]
+
+
+def folded_numbers(operation: str, key: Any, data: int) -> tuple[int, int, int]:
+    """The seed, the offset and the data of a key made of plain numbers, as unsigned 64-bit numbers."""
+    seed, offset = pair_to_derive_from(operation, key)
+    named = (("key's seed", seed), ("key's offset", offset), ("data", data))
+    first, second, third = (_pattern(operation, name, value) % _64_BITS for name, value in named)
+    return first, second, third
+
+
+def key_of_numbers(seed: int, offset: int) -> Tensor:
+    """A uint64 key on the CPU from two unsigned 64-bit numbers."""
+    return _key_of_pair("key", (seed, offset), _CPU).view(torch.uint64)
 
 
 def folded_data(operation: str, key: Tensor, data: Tensor | int) -> Tensor:

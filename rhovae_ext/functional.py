@@ -49,7 +49,7 @@ def _ar1(
     names = ("log_s", "rho_logit") if logits else ("s", "rho")
     scale, rho = arguments.parameters(operation, mu, scale, rho, *names)
     if num_samples is not None:
-        num_samples = arguments.samples(operation, num_samples)
+        num_samples = arguments.samples(operation, num_samples, mu)
     key, eps, row_offset = arguments.sampling(
         operation, mu, scale, rho, num_samples, generator, key, row_offset, eps
     )

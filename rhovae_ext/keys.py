@@ -74,6 +74,9 @@ def fold_in(key: Key, data: int | Tensor) -> Tensor:
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
     """
+    if not isinstance(key, Tensor) and not isinstance(data, Tensor) and not torch.compiler.is_compiling():
+        numbers = arguments.folded_numbers("fold_in", key, data)
+        return arguments.key_of_numbers(*reference.fold_in_numbers(*numbers))
     device = data.device if isinstance(data, Tensor) else _CPU
     key = arguments.key_to_derive_from("fold_in", key, device)
     return reference.fold_in(key, arguments.folded_data("fold_in", key, data))

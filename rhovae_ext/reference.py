@@ -11,7 +11,7 @@ Arguments are checked by the callers. Sources: rho-VAE (arXiv 1909.06236) for th
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,9 +52,11 @@ def _known(holds: Any) -> bool:
 
 # Noise
 
+Word = TypeVar("Word", Tensor, int)
 
-def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10: four 32-bit words from a counter of four and a key of two, all held in int64 tensors."""
+
+def philox(counter: tuple[Word, ...], key: tuple[Word, Word]) -> tuple[Word, ...]:
+    """Philox4x32-10: four 32-bit words from a counter of four and a key of two: ints, or int64 tensors."""
     c0, c1, c2, c3 = counter
     for turn in range(_ROUNDS):
         # A 32 x 32 product may pass 2^63: int64 wraps, and masking after the shift restores the high word.
@@ -86,6 +88,14 @@ def noise_words(key: Tensor, rows: Tensor, blocks: int) -> Tensor:
     position = _halves(offset + torch.arange(blocks, device=rows.device))
     words = philox((*position, *_halves(rows.unsqueeze(-1))), _halves(seed))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+
+
+def fold_in_numbers(seed: int, offset: int, data: int) -> tuple[int, int]:
+    """The same for plain numbers: unsigned words."""
+    position = (offset + data) & ((1 << 64) - 1)
+    counter = (position & _MASK, position >> 32, 0, 0)
+    w0, w1, w2, w3 = philox(counter, (seed & _MASK, seed >> 32))
+    return w0 | w1 << 32, w2 | w3 << 32
 
 
 def fold_in(key: Tensor, data: Tensor) -> Tensor:

@@ -110,6 +110,14 @@ RHOVAE_INLINE void scale_run(const Problem& p, int64_t start, int64_t first, int
   }
 }
 
+// What ties the last register of `count` steps to the one after, which the adjoint reads: nothing.
+template <class C>
+RHOVAE_INLINE void untie_end(int64_t count, C* rho, C* c) {
+  if (count % Lanes<C>::n == 0) return;  // the first step of the next tile, which is there
+  const int64_t end = (count / Lanes<C>::n + 1) * Lanes<C>::n;
+  rho[end] = 0, c[end] = 1;
+}
+
 // One step further than asked: rho[count] is what ties the run to the next one. Before the row's first step
 // and after its last there is no tie: rho = 0, c = 1. Returns the mean of c^2.
 template <class C, Terms terms>
@@ -131,6 +139,7 @@ RHOVAE_INLINE C rho_run(const Problem& p, int64_t start, int64_t first, int64_t 
     sum += v.c * v.c;
     summed += Lanes<C>::n;
   }
+  untie_end<C>(count, rho, c);
   const int64_t ties = until - from;  // what is beside them has c = 1
   return ties > 0 ? (sum_lanes<C>(sum) - static_cast<C>(summed - ties)) / static_cast<C>(ties) : C(1);
 }
@@ -147,6 +156,7 @@ RHOVAE_INLINE void rho_run_uniform(const PerRow<C>& row, int lane, int64_t steps
   }
   pad(rho, count + 1, C(0));
   pad(c, count + 1, C(1));
+  untie_end<C>(count, rho, c);
 }
 
 }  // namespace rhovae::RHOVAE_ISA

@@ -138,7 +138,7 @@ void Arguments::finish(Problem& problem, std::optional<int64_t> samples, bool lo
 Arguments::Gradient Arguments::gradient(Output& output, const Rows& given) const {
   const bool own =
       given.last != 0 && given.lead() == at::IntArrayRef(shape_.lead) && !adds_samples_in_memory_;
-  // A row of one step has no rho: its place takes what the kernel writes, and is then dropped.
+  // A row of one step has no rho, and rho may have no element: its place takes what the kernel writes.
   const Tensor space = own ? at::empty(given.tensor.sizes(), given.tensor.options())
                            : at::empty(shape_.with(given.last == 0 ? 1 : given.last), arithmetic_options());
   output = output_of(space);
@@ -152,8 +152,9 @@ Tensor Arguments::Gradient::reduce_held() const {
 }
 
 Tensor Arguments::Gradient::reduce() const {
-  if (own) return space;
   const Tensor& to = given.tensor;
+  if (none) return at::zeros(to.sizes(), to.options());
+  if (own) return space;
   if (to.numel() == 0) return at::empty(to.sizes(), to.options());
   DimVector sizes(given.lead());
   sizes.push_back(given.last);

@@ -54,13 +54,18 @@ class Arguments {
     Tensor space;
     Rows given;
     bool own;
+    bool none = false;  // a row of one step has no rho: zero, whatever its place was given
     Tensor reduce() const;
     // Of terms that may be infinite, with either sign: held first, or they would cancel to NaN.
     Tensor reduce_held() const;
   };
   Gradient gradient_mu(Output& output) const { return gradient(output, mu_); }
   Gradient gradient_scale(Output& output) const { return gradient(output, scale_); }
-  Gradient gradient_rho(Output& output) const { return gradient(output, rho_); }
+  Gradient gradient_rho(Output& output) const {
+    Gradient found = gradient(output, rho_);
+    found.none = shape_.steps == 1;
+    return found;
+  }
   Gradient gradient_per_step(Output& output, const Tensor& given) const {
     return gradient(output, per_step(given));
   }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rhovae.posteriors import Posterior
-from rhovae_ext import arguments
+from rhovae_ext import fold_in
 from rhovae_ext.arguments import Key
 from rhovae_ext.shapes import widest_dtype
 
@@ -156,9 +156,8 @@ def iwae(
         raise ValueError(f"iwae: num_samples and chunk must be at least 1, got {num_samples} and {chunk}")
     log_sum: Tensor | None = None
     total: Tensor | None = None
-    key = None if key is None else arguments.key_to_derive_from("iwae", key, torch.device("cpu"))
     for first in range(0, num_samples, chunk):
-        chunk_key = None if key is None else _key_of_chunk(key, first)
+        chunk_key = None if key is None else fold_in(key, first)
         z = posterior.rsample(min(chunk, num_samples - first), key=chunk_key, row_offset=row_offset)
         log_p = log_likelihood(z)
         log_weight = log_p + standard_normal_log_prob(z) - posterior.log_prob(z)
@@ -168,15 +167,6 @@ def iwae(
     assert log_sum is not None
     assert total is not None
     return ImportanceEstimate(log_sum - math.log(num_samples), total / num_samples)
-
-
-def _key_of_chunk(key: Tensor, first: int) -> Tensor:
-    """A key for the samples from this one on: a row uses fewer than 2^32 blocks of one key.
-
-    ``fold_in`` would derive one as well. The likelihoods in docs/reproduction were drawn with these.
-    """
-    stride = torch.tensor([0, 1 << 32], device=key.device)  # int64 wraps as the offset does
-    return (key.view(torch.int64) + first * stride).view(torch.uint64)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:

@@ -44,6 +44,7 @@ from rhovae.runs import Run
 from rhovae.signals import Stopped
 from rhovae.trouble import first_not_finite, stop
 from rhovae.weights import check_fit, check_order, model_of, serialise
+from rhovae_ext import fold_in
 
 HISTORY_FIELDS = (
     "epoch",
@@ -156,15 +157,6 @@ def noise_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def step_key(seed: int, step: int) -> tuple[int, int]:
-    """The noise key of a step: a row uses fewer than 2^32 blocks, so that no two steps share any.
-
-    ``rhovae_ext.fold_in(seed, step)`` is the shorter way to such a key, and the one for a loop of your own.
-    The runs of docs/reproduction, and checkpoints that are to be resumed, were drawn with these.
-    """
-    return seed, (step << 32) % (1 << 64)
-
-
 def _totals(log_likelihood: Tensor, kl: Tensor) -> Tensor:
     """Rows, -log p(x | z) and KL, summed."""
     rows = torch.full((), kl.shape[0], dtype=torch.float64, device=kl.device)
@@ -182,7 +174,7 @@ def objective_of(model: VAE, config: TrainConfig) -> Objective:
     )
 
 
-def _prior(z: Tensor, key: tuple[int, int]) -> Tensor:
+def _prior(z: Tensor, key: Tensor) -> Tensor:
     """As many draws of N(0, I)."""
     return Posterior(torch.zeros_like(z), z.new_zeros(*z.shape[:-1], 1)).rsample(key=key)
 
@@ -209,7 +201,7 @@ class VAETask(pl.LightningModule):
         self.test_sums = torch.zeros(3, dtype=torch.float64)
 
     def training_step(self, batch: ImageBatch, _: int) -> Tensor:
-        x, key = self._pixels(batch), step_key(self.train_seed, self.global_step)
+        x, key = self._pixels(batch), fold_in(self.train_seed, self.global_step)
         by_dimension = self.objective.free_bits > 0
         posterior = self.model.encode(x)
         z, kl = posterior.rsample_kl(key=key, row_offset=batch.row_offset, per_dim=by_dimension)
@@ -219,7 +211,7 @@ class VAETask(pl.LightningModule):
         share = batch.global_size / self.trainer.world_size
         loss = negative_elbo(log_likelihood, self._cost(posterior, kl, batch), batch_size=share)
         if self.objective.mmd > 0 and len(z) > 1:
-            prior = _prior(z, step_key(self.prior_seed, self.global_step))
+            prior = _prior(z, fold_in(self.prior_seed, self.global_step))
             loss = loss + self.objective.mmd * mmd(z, prior)
         if not loss.isfinite():
             self._stop(batch, key)
@@ -244,12 +236,12 @@ class VAETask(pl.LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if gradients and not torch.stack(torch._foreach_norm(gradients)).sum().isfinite():
             assert self.batch is not None
-            self._stop(self.batch, step_key(self.train_seed, self.global_step))
+            self._stop(self.batch, fold_in(self.train_seed, self.global_step))
 
     def on_train_batch_start(self, batch: ImageBatch, _: int) -> None:
         self.batch = batch
 
-    def _stop(self, batch: ImageBatch, key: tuple[int, int]) -> NoReturn:
+    def _stop(self, batch: ImageBatch, key: Tensor) -> NoReturn:
         def terms() -> dict[str, Tensor]:
             log_likelihood, kl = self.model(self._pixels(batch), key=key, row_offset=batch.row_offset)
             return {"KL": kl, "log-likelihood": log_likelihood}
@@ -265,12 +257,12 @@ class VAETask(pl.LightningModule):
 
     def validation_step(self, batch: ImageBatch, index: int) -> None:
         log_likelihood, kl = self.model(
-            self._pixels(batch), key=step_key(self.test_seed, index), row_offset=batch.row_offset
+            self._pixels(batch), key=fold_in(self.test_seed, index), row_offset=batch.row_offset
         )
         totals = _totals(log_likelihood, kl)
         # the last update of all has no next step that would find it out
         if not totals.isfinite().all():
-            self._stop(batch, step_key(self.test_seed, index))
+            self._stop(batch, fold_in(self.test_seed, index))
         self.test_sums += totals
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -54,3 +54,18 @@ def check_every_function(backend: str, device: str, lead: tuple[int, ...], d: in
 @pytest.mark.parametrize("d", [1, 2, 400])
 def test_every_function(backend: str, device: str, lead: tuple[int, ...], d: int, kind: str) -> None:
     check_every_function(backend, device, lead, d, kind)
+
+
+@pytest.mark.parametrize("logits", [False, True], ids=["natural", "logits"])
+def test_a_chain_of_one_step_has_no_rho_whatever_comes_back(backend: str, logits: bool) -> None:
+    """Its gradient is zero, also beside NaN in the other rows' and in its own."""
+    for shape in ((), (3,), (3, 1)):
+        mu = torch.tensor([[0.5], [float("nan")], [0.1]], requires_grad=True)
+        rho = torch.full(shape, 0.3, requires_grad=True)
+        sampler = R.ar1_reparam_kl_with_logits if logits else R.ar1_reparam_kl
+        density = R.ar1_log_prob_with_logits if logits else R.ar1_log_prob
+        z, kl = sampler(mu, 0.7, rho, key=1, backend=backend)
+        log_q = density(z.detach(), mu, 0.7, rho, backend=backend)
+        for out in (z.sum() * float("inf"), kl.sum() * float("nan"), log_q.sum() * float("nan")):
+            (gradient,) = torch.autograd.grad(out, rho, retain_graph=True)
+            assert torch.equal(gradient, torch.zeros(shape))

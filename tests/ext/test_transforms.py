@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import functional_call, hessian, jacfwd, jacrev, linearize, stack_module_state, vmap
+from torch.func import functional_call, hessian, jacfwd, jacrev, linearize, stack_module_state
 from torch.utils.checkpoint import checkpoint
 
 import rhovae_ext
@@ -18,6 +18,7 @@ from rhovae_ext import fold_in, split
 from tests.ext.cases import TENSOR_KINDS, Case, make_case, with_eps
 
 # torch's own annotations of these take functions of one argument only.
+vmap: Callable[..., Any] = torch.func.vmap
 grad: Callable[..., Any] = torch.func.grad
 jvp: Callable[..., Any] = torch.func.jvp
 

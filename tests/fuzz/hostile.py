@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -205,6 +206,11 @@ def another_shape(draw: Draw, call: Call) -> str:
         raise _Unfit from None
     _only(changed.shape != given.shape and changed.numel() < 10**5)
     _give(call, name, changed)
+    try:
+        together = math.prod(draw.lead_of(call.problem)) * call.problem.mu.shape[-1]
+    except (RuntimeError, ValueError, IndexError):
+        together = 0  # to be refused
+    _only(together < 10**6)
     call.wants = ()
     return f"{name} of shape {tuple(changed.shape)} for {tuple(given.shape)}"
 
@@ -255,7 +261,7 @@ def samples(draw: Draw, call: Call) -> str:
     elif not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1 or wanted > 10**6:
         call.must = "refuse"
         uses = p.dz is not None or p.eps is not None if call.backward else p.sample
-        if isinstance(wanted, int) and wanted > 0 and not uses:
+        if isinstance(wanted, int) and wanted > 0 and (not uses or 0 in draw.lead_of(p)):
             call.must = "either"
     if call.wants:
         call.wants = ()

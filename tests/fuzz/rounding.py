@@ -84,21 +84,29 @@ class Rounded:
 
 
 def recur(multiplier: Rounded, source: Rounded, backwards: bool = False) -> Rounded:
-    """y_k = multiplier_k y_{k-1} + source_k along the last axis; the roundings of all steps go along."""
+    """y_k = multiplier_k y_{k-1} + source_k along the last axis; the roundings of all steps go along.
+
+    Those of different steps as they come; that of one multiplier for all steps always to the same side.
+    """
     shape = np.broadcast_shapes(multiplier.value.shape, source.value.shape)
 
     def by_step(values: Array) -> Array:
         return np.moveaxis(np.broadcast_to(values, shape), -1, 0)
 
     m, s, unit = by_step(multiplier.value).copy(), by_step(source.value).copy(), 2 * source.unit
-    squared, local, blur = m * m, by_step(source.error) ** 2, by_step(multiplier.error) ** 2
+    squared, local, blur = m * m, by_step(source.error) ** 2, np.abs(by_step(multiplier.error))
+    shared = multiplier.value.shape[-1:] == (1,)
     y, variance = np.empty_like(s), np.empty_like(s)
-    now, spread = np.zeros(s.shape[1:], REAL), np.zeros(s.shape[1:], REAL)
+    now, spread, drift = (np.zeros(s.shape[1:], REAL) for _ in range(3))
     for k in reversed(range(len(s))) if backwards else range(len(s)):
-        before = now * now
+        before = blur[k] * np.abs(now)
         carried = m[k] * now
         now = carried + s[k]
         rounding = unit * unit * (now * now + carried * carried)
-        spread = squared[k] * spread + local[k] + blur[k] * before + rounding
-        y[k], variance[k] = now, spread
+        spread = squared[k] * spread + local[k] + rounding
+        if shared:
+            drift = np.abs(m[k]) * drift + before
+        else:
+            spread = spread + before * before
+        y[k], variance[k] = now, spread + drift * drift
     return Rounded(np.moveaxis(y, 0, -1), np.moveaxis(np.sqrt(variance), 0, -1), source.unit)

@@ -353,6 +353,7 @@ def entropy(p: Problem, backward: bool) -> dict[str, Rounded]:
         constant = Rounded.exact(np.asarray((1 + _LOG_2_PI) / 2), unit)
         terms = constant + chain.log_s - _padded(chain.minus_log_c, 0, d)
         terms = terms.apply(lambda values: np.broadcast_to(values, chain.row))
+        terms = terms + Rounded.exact(np.broadcast_to(chain.marks, chain.row), unit)
         return {"entropy": terms.sum((len(chain.lead),)).apply(lambda values: values[..., 0])}
     assert p.dlog_prob is not None
     h = Rounded.exact(_gradient(p.dlog_prob, chain.lead, True, "dentropy")[..., None], unit)
