@@ -15,7 +15,24 @@ def inside(rho: Tensor) -> Tensor:
 
 def sign(a: Tensor) -> Tensor:
     """1 or -1: ``sign(a) * a`` is |a|, and formulas in it stay differentiable at 0."""
-    return torch.copysign(a.new_ones(()), a)
+    return torch.where(a < 0, -1.0, 1.0).to(a.dtype)
+
+
+def held(x: Tensor, bound: float) -> Tensor:
+    """x within [-bound, bound], NaN as it is. (ONNX's optimiser loses one of two clamps of a tensor.)"""
+    return torch.where(x > bound, bound, torch.where(x < -bound, -bound, x))
+
+
+# Of exponentials: ONNX Runtime has neither in float64.
+
+
+def _sinh(x: Tensor) -> Tensor:
+    grown = torch.expm1(x)
+    return 0.5 * grown * (grown + 2.0) / (grown + 1.0)
+
+
+def cosh(x: Tensor) -> Tensor:
+    return 0.5 * (torch.exp(x) + torch.exp(-x))
 
 
 def log_cosh(a: Tensor) -> Tensor:
@@ -23,7 +40,7 @@ def log_cosh(a: Tensor) -> Tensor:
     near = a.abs() < 1
     size = torch.where(near, 1.0, sign(a) * a)
     far = size + torch.log1p(torch.exp(-2.0 * size)) - math.log(2.0)
-    return torch.where(near, torch.log1p(2.0 * torch.sinh(0.5 * torch.where(near, a, 0.0)).square()), far)
+    return torch.where(near, torch.log1p(2.0 * _sinh(0.5 * torch.where(near, a, 0.0)).square()), far)
 
 
 def innovation(now: Tensor, before: Tensor, logit: Tensor, largest: float) -> Tensor:
@@ -34,4 +51,4 @@ def innovation(now: Tensor, before: Tensor, logit: Tensor, largest: float) -> Te
     """
     size = sign(logit) * logit
     q, aligned = torch.exp(-2.0 * size), sign(logit) * before
-    return ((now - aligned) + aligned * (2.0 * q / (1.0 + q))) * size.clamp(max=largest).cosh()
+    return ((now - aligned) + aligned * (2.0 * q / (1.0 + q))) * cosh(held(size, largest))

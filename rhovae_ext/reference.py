@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .correlation import innovation, inside, log_cosh, sign
+from .correlation import cosh, held, innovation, inside, log_cosh, sign
 from .shapes import align_parameter, arithmetic_dtype, broadcast_leading, widest_dtype
 
 _MASK = 0xFFFFFFFF
@@ -164,7 +164,7 @@ class _Chain(NamedTuple):
 
 def _beyond_linear_of_exp(x: Tensor) -> Tensor:
     """e^x - 1 - x: next to 0 by its series, where the difference would lose its digits."""
-    small, series = x.clamp(-0.3, 0.3), torch.ones_like(x)
+    small, series = held(x, 0.3), torch.ones_like(x)
     for n in range(14, 2, -1):
         series = 1.0 + series * small / n
     return torch.where(x.abs() < 0.3, 0.5 * small * small * series, torch.expm1(x) - x)
@@ -172,7 +172,7 @@ def _beyond_linear_of_exp(x: Tensor) -> Tensor:
 
 def _beyond_linear_of_log(m: Tensor) -> Tensor:
     """m - log(1 + m): next to 0 through log(1 + m) = 2t + 2/3 t^3 + 2/5 t^5 + ..., t = m/(2 + m)."""
-    small = m.clamp(-0.3, 0.3)
+    small = held(m, 0.3)
     t = small / (2.0 + small)
     series = torch.zeros_like(m)
     for n in range(25, 1, -2):
@@ -186,7 +186,7 @@ def _chain_from_logits(log_s: Tensor, logit: Tensor, largest: float) -> _Chain:
     q = t * t
     tanh = (1.0 - q) / (1.0 + q)  # not by expm1, whose derivative loses its digits as q vanishes
     rho = torch.where(logit >= 0, tanh, -tanh)
-    s = torch.exp(log_s.clamp(-largest, largest))
+    s = torch.exp(held(log_s, largest))
     less_one = torch.expm1(log_s)
     kl_of_s = 0.5 * less_one * less_one + _beyond_linear_of_exp(log_s)
     return _Chain(s, rho, 2.0 * t / (1.0 + q), log_s, kl_of_s, 2.0 * log_cosh(logit))
@@ -197,7 +197,7 @@ def _chain_from_natural(s: Tensor, rho: Tensor) -> _Chain:
     log_s, c = torch.log(s), torch.sqrt((1.0 - rho) * (1.0 + rho))
     less_one = s - 1.0
     kl_of_s = 0.5 * less_one * less_one + _beyond_linear_of_log(less_one)
-    small = rho.clamp(-0.5, 0.5)  # there the two logarithms of the other form would cancel
+    small = held(rho, 0.5)  # there the two logarithms of the other form would cancel
     minus_log_c2 = torch.where(
         rho.abs() < 0.5, -torch.log1p(-small * small), -(torch.log1p(-rho) + torch.log1p(rho))
     )
@@ -360,7 +360,7 @@ def _reduced(gradient: Tensor, wide: Tensor, given: Tensor) -> Tensor:
 def _standardised(centred: Tensor, chain: _Chain, logits: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x = (z - mu)/s, and 1/s."""
     largest = _LARGEST_LOG_PRECISION[dtype]
-    over_s = torch.exp(-chain.log_s.clamp(-largest, largest)) if logits else 1.0 / chain.s
+    over_s = torch.exp(-held(chain.log_s, largest)) if logits else 1.0 / chain.s
     return centred * over_s if logits else centred / chain.s, over_s
 
 
@@ -372,7 +372,7 @@ def _innovations(
     if not logits:
         return (now - chain.rho * before) / chain.c, (before - chain.rho * now) / chain.c, 1.0 / chain.c
     largest = _LARGEST_LOGIT[dtype]
-    over_c = (sign(logit) * logit).clamp(max=largest).cosh()
+    over_c = cosh(held(sign(logit) * logit, largest))
     return innovation(now, before, logit, largest), innovation(before, now, logit, largest), over_c
 
 

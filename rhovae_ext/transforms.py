@@ -27,9 +27,15 @@ _IMPLEMENTATIONS = ("", "triton_")
 
 
 def draw_key(like: Tensor, generator: torch.Generator | None = None, *, on_device: bool = False) -> Tensor:
-    """A key by torch's own random op, which vmap's `randomness`, export and other compilers know."""
-    lowest, beyond = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
-    return torch.randint(lowest, beyond, (2,), generator=generator, device=like.device)
+    """A key by torch's own random op, which vmap's `randomness`, export and other compilers know.
+
+    Of 16 bits at a time: that many are random wherever integers are made from a float32 between 0 and 1.
+    """
+    options: dict[str, Any] = {"device": like.device}
+    if generator is not None:
+        options["generator"] = generator
+    first, second, third, fourth = torch.randint(0, 1 << 16, (4, 2), **options).unbind()
+    return first + (second << 16) + (third << 32) + (fourth << 48)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

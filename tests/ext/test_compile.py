@@ -16,6 +16,7 @@ from tests.ext.cases import Case, cotangents, make_case, with_eps
 from tests.ext.compare import assert_close
 
 KEY = torch.tensor([3, 4], dtype=torch.uint64)
+KEYS = rhovae_ext.split(5, 3)  # one for each row
 KINDS = [("row", "row"), ("step", "step"), ("zero_dim", "row_kept")]
 
 
@@ -54,6 +55,7 @@ def test_opcheck_sampling(ops: Any, grad: bool, dtype: torch.dtype) -> None:
                 torch.library.opcheck(
                     ops.ar1.default, (*inputs, KEY, None, samples, 0, True, True, kl), raise_exception=True
                 )
+            torch.library.opcheck(ops.ar1.default, (*inputs, KEYS, None, samples, 7, True, True, 1))
             eps = torch.randn(shape, dtype=dtype, requires_grad=grad)
             torch.library.opcheck(ops.ar1.default, (*inputs, None, eps, samples, 0, True, True, 1))
         torch.library.opcheck(ops.ar1.default, (*inputs, None, None, None, 0, True, False, 1))
@@ -65,6 +67,7 @@ def test_opcheck_sampling_backward(ops: Any) -> None:
         dz, dkl, eps = torch.randn(3, d), torch.randn(3), torch.randn(3, d)
         for arguments in (
             (dz, dkl, *inputs, KEY, None, None, 0, True, 1, False),
+            (dz, dkl, *inputs, KEYS, None, None, 7, True, 1, False),
             (dz, None, *inputs, None, eps, None, 0, True, 0, True),
             (None, dkl, *inputs, None, None, None, 0, True, 1, False),
             (dz, torch.randn(3, d), *inputs, KEY, None, None, 0, True, 2, False),
