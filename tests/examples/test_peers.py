@@ -36,6 +36,32 @@ def pyro_parts() -> Any:
 
 
 @needs("pyro", "pyro-ppl")
+def test_laplace_approximation_of_a_chain_is_its_exact_posterior() -> None:
+    """The guide differentiates the density twice; prior and readings are Gaussian, so it has to be exact."""
+    pyro, chain = pyro_parts()
+    pyro.set_rng_seed(0)
+    d, noise = 12, 0.3
+    readings = torch.linspace(0, 2, d).sin() + noise * torch.randn(d)
+
+    def model() -> None:
+        z = pyro.sample("z", chain(torch.zeros(d), torch.tensor(1.0), torch.tensor(0.9)))
+        pyro.sample("y", pyro.distributions.Normal(z, noise).to_event(1), obs=readings)
+
+    guide = pyro.infer.autoguide.AutoLaplaceApproximation(model)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.Trace_ELBO())
+    for _ in range(600):
+        svi.step()
+    found = guide.laplace_approximation().get_posterior()
+    step = torch.arange(d)
+    prior = 0.9 ** (step[:, None] - step).abs().double()
+    precision = torch.linalg.inv(prior) + torch.eye(d, dtype=torch.float64) / noise**2
+    mean = torch.linalg.solve(precision, readings.double() / noise**2)
+    covariance = torch.linalg.inv(precision)
+    torch.testing.assert_close(found.covariance_matrix.detach().double(), covariance, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.mean.detach().double(), mean, rtol=0, atol=2e-2)
+
+
+@needs("pyro", "pyro-ppl")
 def test_pyro_sample_and_log_prob_under_a_plate() -> None:
     pyro, chain = pyro_parts()
     import pyro.poutine as poutine
