@@ -221,7 +221,8 @@ def _chain(scale: Tensor, rho: Tensor, logits: bool, dtype: torch.dtype) -> _Cha
 
 def _shift(x: Tensor, steps: int) -> Tensor:
     kept = x.shape[-1] - steps
-    if _known(kept == 1) or _known(kept > 1):  # a symbol that may be 1 would be fixed
+    plain = type(kept) is int and not torch.compiler.is_exporting()
+    if plain or _known(kept == 1) or _known(kept > 1):  # a symbol that may be 1 would be fixed
         return torch.nn.functional.pad(x[..., :-steps], (steps, 0))
     later = torch.arange(x.shape[-1], device=x.device) >= steps
     return torch.where(later, x.roll(steps, -1), 0.0)
@@ -352,9 +353,10 @@ def ar1_backward(
 
 def _reduced(gradient: Tensor, wide: Tensor, given: Tensor) -> Tensor:
     """A gradient (*lead, steps) summed over what was broadcast from `wide`, in the shape and type given."""
-    if wide.shape[-1] == 0:  # the rho of a chain of one step
-        return given.new_zeros(given.shape)
-    return gradient.sum_to_size(wide.shape).reshape(given.shape).to(given.dtype)
+    shape = wide.shape
+    if shape[-1] == 0 and given.numel() > 0:  # the rho of a chain of one step: a sum of no terms
+        gradient, shape = gradient.sum(-1, keepdim=True), torch.Size([*shape[:-1], 1])
+    return gradient.sum_to_size(shape).reshape(given.shape).to(given.dtype)
 
 
 def _standardised(centred: Tensor, chain: _Chain, logits: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ SAMPLING: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         ("row_offset must be an int in [0, 2^64)", "-1"),
     ),
     "rows past the last": ({"row_offset": 2**64}, ValueError, ("row_offset must be an int in [0, 2^64)",)),
-    "samples past 64 bits": ({"num_samples": 2**63}, ValueError, ("num_samples must be an int", "2^63")),
+    "samples past 64 bits": ({"num_samples": 2**63}, ValueError, ("num_samples must be an int", "2^56")),
     "a float of samples": ({"num_samples": 1e3}, ValueError, ("num_samples must be an int >= 1", "1000.0")),
     "samples as text": ({"num_samples": "3"}, ValueError, ("num_samples must be an int >= 1", "str '3'")),
     "a tensor of samples": (
