@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nested._internal.nested_tensor import NestedTensor
 
 from . import loading
 from .shapes import arithmetic_dtype
@@ -94,6 +95,14 @@ def _ar1_log_prob_backward(
     )
 
 
+def _refuse_nested(cls: type, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+    given = zip(op._schema.arguments, args, strict=False)
+    name = next(argument.name for argument, value in given if isinstance(value, cls))
+    raise TypeError(
+        f"{op._schema.name}: {name} must be a dense tensor, but got a nested tensor. Convert or pad it."
+    )
+
+
 _CHAIN: dict[str, Callable[..., Any]] = {
     "ar1": _ar1,
     "ar1_backward": _ar1_backward,
@@ -119,3 +128,5 @@ if unavailable is None:
     for _name, _kernel in _FAKE.items():
         _fake = _kernel if _kernel is _draw_key else partial(_kernel, check(_name))
         torch.library.register_fake(f"rhovae::{_name}", _fake)
+        # Below autograd, where inference mode is, jagged tensors come by their own dispatch.
+        torch.library.register_torch_dispatch(f"rhovae::{_name}", NestedTensor, _refuse_nested)
