@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from . import loading, native, reference
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _constant_while_tracing(function: _F) -> _F:
+    """torch.compiler.assume_constant_result, which imports the whole compiler to set this: two seconds."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
 
 
 class Backend(NamedTuple):
@@ -58,7 +67,7 @@ def _missing(name: str, device_type: str) -> str | None:
 
 
 # Evaluated while tracing, so that the graph stays whole.
-@torch.compiler.assume_constant_result
+@_constant_while_tracing
 def _without_cuda() -> str:
     decision = loading.build_info()["cuda_decision"]
     return (
@@ -68,7 +77,7 @@ def _without_cuda() -> str:
 
 
 # Imported when first asked for. Evaluated while tracing, so that the graph stays whole.
-@torch.compiler.assume_constant_result
+@_constant_while_tracing
 def _triton_missing(device_type: str) -> str | None:
     from . import triton
 
@@ -118,7 +127,7 @@ _warned: set[str] = set()
 
 
 # Evaluated while tracing, so that torch.compile warns as eager does and the graph stays whole.
-@torch.compiler.assume_constant_result
+@_constant_while_tracing
 def _warn_once(device_type: str, reasons: str) -> None:
     if device_type in _warned:
         return

@@ -83,3 +83,18 @@ def test_a_missing_module_is_said_once(tmp_path: Path) -> None:
     assert "the compiled module is not there" in said
     assert "pip install" in said
     assert "@ <string>" in said, "the warning points at the caller's line"
+
+
+def test_importing_the_library_does_not_import_the_compiler() -> None:
+    program = "import sys, torch, rhovae_ext; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_what_is_constant_while_tracing_is_marked_as_torch_marks_it() -> None:
+    def function() -> None: ...
+
+    assert torch.compiler.assume_constant_result(function) is function
+    marks = dict(vars(function))
+    assert marks
+    for marked in (backends._triton_missing, backends._warn_once):
+        assert vars(marked) == marks
