@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import rhovae_ext
 from rhovae_ext import fold_in, split
@@ -242,3 +243,15 @@ def test_refusals(case: str) -> None:
         call()
     for word in words:
         assert word in str(caught.value), str(caught.value)
+
+
+def test_a_traced_key_is_no_constant() -> None:
+    """Plain keys are folded as numbers; what is traced, batched or scripted has none to look at."""
+    keys, fold = split(7, 3), lambda key: fold_in(key, 9)
+    expected = torch.stack([fold(key) for key in keys])
+    assert torch.equal(fold_in(keys, 9), expected)
+    assert torch.equal(torch.func.vmap(fold)(keys), expected)
+    traced = [make_fx(fold, tracing_mode=mode)(keys[0]) for mode in ("real", "fake", "symbolic")]
+    compiled = torch.compile(fold, fullgraph=True, backend="aot_eager")
+    for function in (*traced, compiled):
+        assert torch.equal(function(keys[1]), expected[1])
