@@ -251,7 +251,8 @@ def test_a_traced_key_is_no_constant() -> None:
     expected = torch.stack([fold(key) for key in keys])
     assert torch.equal(fold_in(keys, 9), expected)
     assert torch.equal(torch.func.vmap(fold)(keys), expected)
-    traced = [make_fx(fold, tracing_mode=mode)(keys[0]) for mode in ("real", "fake", "symbolic")]
-    compiled = torch.compile(fold, fullgraph=True, backend="aot_eager")
+    trace: Any = make_fx
+    traced = [trace(fold, tracing_mode=mode)(keys[0]) for mode in ("real", "fake", "symbolic")]
+    compiled: Any = torch.compile(fold, fullgraph=True, backend="aot_eager")
     for function in (*traced, compiled):
         assert torch.equal(function(keys[1]), expected[1])
