@@ -247,7 +247,11 @@ def test_refusals(case: str) -> None:
 
 def test_a_traced_key_is_no_constant() -> None:
     """Plain keys are folded as numbers; what is traced, batched or scripted has none to look at."""
-    keys, fold = split(7, 3), lambda key: fold_in(key, 9)
+    keys = split(7, 3)
+
+    def fold(key: torch.Tensor) -> torch.Tensor:
+        return fold_in(key, 9)
+
     expected = torch.stack([fold(key) for key in keys])
     assert torch.equal(fold_in(keys, 9), expected)
     assert torch.equal(torch.func.vmap(fold)(keys), expected)
