@@ -61,12 +61,32 @@ def parameters(
 ) -> tuple[Tensor, Tensor]:
     """Checks mu, scale and rho together; returns the two parameters as tensors."""
     steps = chain_length(operation, mu_name, mu)
+    if mu.is_cpu and _fits(mu, scale, steps) and _fits(mu, rho, steps - 1):
+        return cast(Tensor, scale), cast(Tensor, rho)
     scale = _parameter(operation, scale_name, scale, mu, steps, "d", mu_name)
     rho = _parameter(operation, rho_name, rho, mu, steps - 1, "d-1", mu_name)
     shape = mu.shape
     if not (_has_rows_of(shape, scale.shape) and _has_rows_of(shape, rho.shape)):
         _check_leading(operation, mu, scale, rho, scale_name, rho_name, mu_name)
     return scale, rho
+
+
+def _fits(mu: Tensor, value: Parameter, steps: int) -> bool:
+    """The case that a model calls, in fewer questions: a dense CPU tensor of mu's type, rank and rows."""
+    if not isinstance(value, Tensor) or value.dtype is not mu.dtype:
+        return False
+    if not value.is_cpu or value.layout is not _STRIDED:
+        return False
+    try:
+        shape, own = mu.shape, value.shape
+    except RuntimeError:  # a nested one has none
+        return False
+    if len(own) != len(shape) or (own[-1] != 1 and own[-1] != steps):
+        return False
+    for axis in range(len(own) - 1):  # noqa: SIM110
+        if own[axis] != shape[axis]:
+            return False
+    return True
 
 
 def _has_rows_of(shape: torch.Size, own: torch.Size) -> bool:
