@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shlex
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Start]:
     def run(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, *arguments]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # A shell's background job, as a CI may be, ignores Ctrl-C, and so would all that it starts.
+        pipes["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         started.append(
             subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
         )
@@ -40,7 +44,8 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Iterator[Start]:
     yield run
     for process in started:
         process.kill()
-        process.communicate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what it left may hold its pipes
+            process.communicate(timeout=10)
 
 
 def wait_for(holds: Callable[[], object], seconds: float = 120.0) -> None:

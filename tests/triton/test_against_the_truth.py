@@ -82,9 +82,9 @@ def test_broadcast_operands(logits: bool) -> None:
     shapes = [
         ((3, 1, 6), (1, 2, 6), (1, 1, 5)),
         ((6,), (4, 1), (4, 5)),
-        ((2, 1, 6), (1, 3), (2, 3, 5)),
+        ((2, 1, 6), (1, 3, 1), (2, 3, 5)),
         ((4, 6), (4,), (3, 1, 5)),
-        ((2, 1, 2, 1, 5), (1, 2, 1, 2), (2, 2, 1, 1, 4)),  # more axes than are followed
+        ((2, 1, 2, 1, 5), (1, 2, 1, 2, 1), (2, 2, 1, 1, 4)),  # more axes than are followed
     ]
     for mu_shape, scale_shape, rho_shape in shapes:
         generator = torch.Generator().manual_seed(0)
