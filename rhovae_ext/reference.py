@@ -319,7 +319,7 @@ def ar1_backward(
     mean, wide_scale, wide_rho = _operands(mu, scale, rho)
     chain = _chain(wide_scale, wide_rho, logits, dtype)
     by_mu, by_log_s, by_logit = (mean.new_zeros([*lead, steps]) for steps in (d, d, d - 1))
-    deps = mu.new_zeros(eps.shape) if eps is not None and needs_deps else mu.new_zeros(0)
+    deps = eps.new_zeros(eps.shape) if eps is not None and needs_deps else mu.new_zeros(0)
     if dz is not None:
         if eps is None:
             assert key is not None
@@ -403,6 +403,7 @@ def ar1_log_prob_backward(
     chain = _chain(wide_scale, wide_rho, logits, dtype)
     point, h = z.to(mean.dtype), dlog_prob.to(mean.dtype).unsqueeze(-1)
     x, over_s = _standardised(point - mean, chain, logits, dtype)
+    x = x.expand(*dlog_prob.shape, x.shape[-1])  # rho may have rows that none of the others has
     eps, backwards, over_c = _innovations(x, chain, wide_rho, logits, dtype)
     pad = torch.nn.functional.pad
     by_x = -torch.cat((x[..., :1], eps * over_c), dim=-1) + pad(eps * over_c * chain.rho, (0, 1))

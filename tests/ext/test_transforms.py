@@ -112,6 +112,26 @@ def test_second_and_forward_derivatives_of_densities(
         )
 
 
+@LOGITS
+def test_second_derivatives_where_leading_axes_broadcast(backend: str, logits: bool) -> None:
+    """Rows that mu, the scale, rho or the point alone has, and a KL whose gradient alone comes back."""
+    shapes = [((3, 1, 3), (1, 2, 3), (1, 2, 2)), ((3,), (2, 3), (3, 1, 1)), ((1, 2, 3), (3, 1, 1), (3, 2, 2))]
+    for mu_shape, scale_shape, rho_shape in shapes:
+        generator = torch.Generator().manual_seed(0)
+        mu, scale, rho = (
+            (torch.rand(shape, generator=generator, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
+            for shape in (mu_shape, scale_shape, rho_shape)
+        )
+        case = Case(mu, scale, rho, logits, options={"key": (3, 4), "num_samples": 2})
+        assert gradgradcheck(_sample_kl(case, backend), (mu, scale, rho))
+        z = torch.rand(2, 1, 1, 3, dtype=torch.float64, requires_grad=True)
+        assert gradgradcheck(_log_prob(logits, backend), (z, mu, scale, rho))
+        given = with_eps(Case(mu.detach(), scale.detach(), rho.detach(), logits, options={}), torch.float64)
+        eps = given.options["eps"].requires_grad_()
+        of_kl = lambda *x, given=given: _sample_kl(given, backend)(*x)[1]  # noqa: E731
+        assert gradgradcheck(of_kl, (mu, scale, rho, eps), check_undefined_grad=False)
+
+
 @pytest.mark.parametrize("rho_kind", TENSOR_KINDS)
 def test_gradients_of_a_graph_of_gradients_are_those_without(backend: str, rho_kind: str) -> None:
     case = make_case((3,), 6, "step", rho_kind, logits=True, key=(1, 2), dtype=torch.float32)

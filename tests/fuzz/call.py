@@ -203,7 +203,10 @@ class Call:
             return MARGIN_OF_KL
         # The reference scans by doubling, and rounds a step once a level.
         # Its scan by doubling, and torch's derivative of it, pass every number through log2(d) levels.
-        return 6 * MARGIN if self.arguments.get("backend") == "reference" else MARGIN
+        # In float64 it has no wider type to work in.
+        wide = self.problem.mu.dtype == torch.float64
+        plain = (64 if wide else 6) * MARGIN
+        return plain if self.arguments.get("backend") == "reference" else MARGIN
 
     def describe(self) -> str:
         lines = [f"{name}={described(value)}" for name, value in self.arguments.items()]

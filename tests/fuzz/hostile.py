@@ -207,7 +207,9 @@ def another_shape(draw: Draw, call: Call) -> str:
     _only(changed.shape != given.shape and changed.numel() < 10**5)
     _give(call, name, changed)
     try:
-        together = math.prod(draw.lead_of(call.problem)) * call.problem.mu.shape[-1]
+        p = call.problem
+        leads = [draw.lead_of(p), *([] if p.z is None else [tuple(p.z.shape[:-1])])]
+        together = math.prod(np.broadcast_shapes(*leads)) * p.mu.shape[-1]
     except (RuntimeError, ValueError, IndexError):
         together = 0  # to be refused
     _only(together < 10**6)
@@ -252,6 +254,7 @@ def samples(draw: Draw, call: Call) -> str:
         if not call.is_op:
             wanted = draw.one_of(wanted, 2**63, 1.5, True, "3", np.int64(2))
     _only(wanted != p.num_samples)
+    _only(0 not in draw.lead_of(p) or wanted not in _HUGE)  # nothing at all, of which there are many
     call.arguments["num_samples"] = wanted
     p.num_samples = wanted
     if isinstance(wanted, np.int64):
@@ -409,7 +412,7 @@ def number(draw: Draw, call: Call) -> str:
         _refuse(call, name, value)
     call.wants = tuple(wanted for wanted in call.wants if wanted != name)
     # Rows that only this parameter had are gone.
-    if call.problem.eps is not None or call.wants:
+    if call.problem.eps is not None or call.problem.own_keys is not None or call.wants:
         call.wants = ()
         call.must = "either" if call.must == "answer" else call.must
     return f"{name} {value!r}"
