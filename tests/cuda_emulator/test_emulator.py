@@ -39,7 +39,7 @@ def test_key_from_values_and_from_memory(cuda: Any) -> None:
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
-@pytest.mark.parametrize("steps", [1, 2, 7, 130])
+@pytest.mark.parametrize("steps", [1, 2, 7, 12, 130])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_noise_of_rows_with_keys_of_their_own(cuda: Any, samples: int, steps: int, wide: bool) -> None:
     generator = np.random.default_rng(steps)
