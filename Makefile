@@ -125,6 +125,9 @@ wheel-check: env  ## one wheel, used under each of PYTHONS="python3.10 python3.1
 	  && build/wheels/$$python/bin/python tests/build/use_wheel.py || exit 1; \
 	done
 
+# Of the CPU kernels' arithmetic and memory, whose code is the same beside every torch: `make test` has run them.
+OF_THE_CPU_ALONE = --ignore=tests/ext/test_digits.py --ignore=tests/ext/test_small_stacks.py \
+  --ignore=tests/ext/test_scratch.py
 # Its own environment and its own copy of the sources: the module in rhovae_ext/ is the other environment's.
 cuda-check: test-native $(CUDA_ENV_READY)  ## compile, link, import and read the CUDA kernels' machine code; no GPU needed
 	mkdir -p $(CUDA_SOURCES)
@@ -132,7 +135,7 @@ cuda-check: test-native $(CUDA_ENV_READY)  ## compile, link, import and read the
 	cd $(CUDA_SOURCES) && RHOVAE_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;12.0" \
 	  $(CUDA_PY) -m pip --disable-pip-version-check install -qq --no-build-isolation --no-deps --editable .
 	cd $(CUDA_SOURCES) && RHOVAE_VECTORS=$${RHOVAE_VECTORS-$(CURDIR)/../shared/vectors} \
-	  PYTHONPATH=$(CURDIR)/build/native $(PYTEST:$(PY)=$(CUDA_PY)) tests/ext $(PYTEST_ARGS)
+	  PYTHONPATH=$(CURDIR)/build/native $(PYTEST:$(PY)=$(CUDA_PY)) tests/ext $(OF_THE_CPU_ALONE) $(PYTEST_ARGS)
 	cd $(CUDA_SOURCES) && $(CUDA_PY) -m bench.cuda_check rhovae_ext/_C*.so --out $(CURDIR)/build/cuda-budget.md
 
 gpu-report:  ## on a machine with a GPU, with its own torch: build, tests on cuda, compute-sanitizer, benchmark
