@@ -83,10 +83,7 @@ def _fits(mu: Tensor, value: Parameter, steps: int) -> bool:
         return False
     if len(own) != len(shape) or (own[-1] != 1 and own[-1] != steps):
         return False
-    for axis in range(len(own) - 1):  # noqa: SIM110
-        if own[axis] != shape[axis]:
-            return False
-    return True
+    return _has_rows_of(shape, own)
 
 
 def _has_rows_of(shape: torch.Size, own: torch.Size) -> bool:
@@ -168,9 +165,9 @@ def _parameter(
         _refuse_layout(operation, name, value)
     if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
         value = promoted(value, mu)
-    if value.dtype is not torch.float32 and value.dtype is not mu.dtype:
-        allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
-        _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
+        if value.dtype is not torch.float32:
+            allowed = "float32" if mu.dtype is torch.float32 else f"{mu.dtype} (as {of}) or float32"
+            _refuse(TypeError, operation, name, allowed, value.dtype, f"Convert it: {name}.to({of}.dtype).")
     same_device(operation, name, value, mu, of)
     try:
         own, rank = value.shape, mu.dim()
@@ -332,6 +329,11 @@ def _pattern(operation: str, name: str, value: int) -> int:
         _refuse(
             ValueError, operation, name, "an int in [0, 2^64)", _described(value), "It is a 64-bit counter."
         )
+    return signed(number)
+
+
+def signed(number: int) -> int:
+    """The signed number with the bits of an unsigned one of 64."""
     return number - _64_BITS if number >= _64_BITS // 2 else number
 
 

@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from .arguments import signed
 from .backends import Backend
 from .shapes import broadcast, broadcast_leading, parameter_leading
-
-_64_BITS = 1 << 64
 
 
 def over_ranks(operation: str, backend: Backend) -> Backend:
@@ -220,7 +219,7 @@ def _ar1(
             key, firsts[0] = rows.of_keys(key)
     runs = zip(firsts, *(rows.split(rows.local(operand), outer) for operand in parameters), strict=True)
     results = [
-        op(*tensors, key, eps, num_samples, _pattern(row_offset + first), logits, sample, kl)
+        op(*tensors, key, eps, num_samples, signed((row_offset + first) % (1 << 64)), logits, sample, kl)
         for first, *tensors in runs
     ]
     z, divergence = results[0]
@@ -230,11 +229,6 @@ def _ar1(
         after = steps if kl == 2 else []
         divergence = rows.whole(rows.joined([kl for _, kl in results], outer, [], after), [], after)
     return z, divergence
-
-
-def _pattern(number: int) -> int:
-    """The signed number with the same 64 bits: the numbers of rows come round."""
-    return (number + _64_BITS // 2) % _64_BITS - _64_BITS // 2
 
 
 def _ar1_log_prob(

@@ -63,8 +63,8 @@ class _Batch:
     def __init__(self, size: int, **tensors: tuple[Tensor, int | None]) -> None:
         self.size = size
         self.shapes = {name: _without(dim, tensor.shape) for name, (tensor, dim) in tensors.items()}
-        steps = len(self.shapes["mu"])
-        axes = {name: _with_last_axis(shape, steps) for name, shape in self.shapes.items()}
+        of_mu = len(self.shapes["mu"])
+        axes = {name: _with_last_axis(shape, of_mu) for name, shape in self.shapes.items()}
         self.rank = max(len(shape) for shape in axes.values())
         self.tensors = {name: self._along(tensor, dim, axes[name]) for name, (tensor, dim) in tensors.items()}
 
@@ -154,6 +154,7 @@ _VMAP: dict[str, Callable[..., tuple[Any, Any]]] = {
 
 if native.unavailable is None:
     _library = torch.library.Library("rhovae", "IMPL")
+    _library.impl("draw_key", draw_key, "FuncTorchVmapMode")
     for _name, _plain in _PLAIN.items():
         _library.impl(f"plain_{_name}", _plain, "CompositeImplicitAutograd")
     for _prefix in _IMPLEMENTATIONS:

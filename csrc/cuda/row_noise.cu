@@ -12,13 +12,10 @@ struct RowNoise {
   void* out;  // (samples, rows, steps)
 };
 
-template <class V>
-constexpr int kNormalsOfBlock = sizeof(V) == 8 ? kNormalsPerBlockDouble : kNormalsPerBlockFloat;
-
 // A thread a block of the stream.
 template <class V>
 __global__ void row_noise_kernel(const __grid_constant__ RowNoise args) {
-  constexpr int N = kNormalsOfBlock<V>;
+  constexpr int N = Normals<V>::kBlock;
   const int64_t blocks = (args.steps + N - 1) / N, count = args.samples * args.rows * blocks;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
@@ -44,8 +41,8 @@ __global__ void row_noise_kernel(const __grid_constant__ RowNoise args) {
 
 template <class V>
 static int launch_row_noise(const RowNoise& args, Stream stream) {
-  constexpr int kThreads = 256;
-  const int64_t blocks = (args.steps + kNormalsOfBlock<V> - 1) / kNormalsOfBlock<V>;
+  constexpr int kThreads = 256, N = Normals<V>::kBlock;
+  const int64_t blocks = (args.steps + N - 1) / N;
   return launch(row_noise_kernel<V>, grid_for(args.samples * args.rows * blocks, kThreads), kThreads, stream,
                 args);
 }

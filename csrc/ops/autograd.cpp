@@ -70,10 +70,18 @@ static bool have_tangents(const Tensors&... inputs) {
   return (has_tangent(inputs) || ...);
 }
 
-// Nodes written out, as torch's own operators have them: torch::autograd::Function keeps what it saves in
-// maps by name, and at 128 x 10 that costs more than the arithmetic. What they save is unpacked where
-// autograd is on: a checkpoint's hooks compute it again there.
-//
+// A node's call of its gradients, which looks at autograd only where somebody may differentiate them.
+template <class Call, class... Tensors>
+static auto gradients_of(const Call& call, const Tensors&... inputs) {
+  return at::GradMode::is_enabled() || have_tangents(inputs...) ? call() : below_autograd(call);
+}
+// An op's call of itself, or where its results are to be differentiated of the plain one: call(op).
+template <class Op, class Call, class... Tensors>
+static auto kernel_or_plain(const Op& kernel, const Op& plain, const Call& call, const Tensors&... inputs) {
+  if (have_tangents(inputs...) || torch::autograd::compute_requires_grad(inputs...)) return call(plain);
+  return below_autograd([&] { return call(kernel); });
+}
+
 // A key is kept as it is, out of the reach of hooks that pack tensors as floats; that nobody wrote into it
 // since is checked here.
 class SavedKey {
@@ -94,6 +102,10 @@ class SavedKey {
   int64_t version_ = 0;
 };
 
+// Nodes written out, as torch's own operators have them: torch::autograd::Function keeps what it saves in
+// maps by name, and at 128 x 10 that costs more than the arithmetic. What they save is unpacked where
+// autograd is on: a checkpoint's hooks compute it again there.
+//
 // torch counts a node's references in the node itself from some version on, and beside it before.
 template <class N>
 static auto make_node() {
@@ -139,9 +151,7 @@ struct Ar1Node final : torch::autograd::Node {
       return ar1_backward.call(if_defined(dz), if_defined(dkl), mean, s, r, key.unpack(), if_defined(noise),
                                num_samples, row_offset, logits, kl, needs_deps);
     };
-    auto gradients = at::GradMode::is_enabled() || have_tangents(dz, dkl, mean, s, r, noise)
-                         ? call()
-                         : below_autograd(call);
+    auto gradients = gradients_of(call, dz, dkl, mean, s, r, noise);
     auto& [dmu, dscale, drho, deps] = gradients;
     const auto wanted = [&](size_t input, const Tensor& gradient) {
       return task_should_compute_output(input) ? gradient : Tensor();
@@ -188,15 +198,13 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_backward(
     const Tensor& rho, const OptionalTensor& key, const OptionalTensor& eps,
     std::optional<c10::SymInt> num_samples, c10::SymInt row_offset, bool logits, int64_t kl,
     bool needs_deps) {
-  const Tensor by_z = dz.value_or(Tensor()), by_kl = dkl.value_or(Tensor()), noise = eps.value_or(Tensor());
-  const auto of = [&](const char* name) {
-    return op<Ar1BackwardOp>(name).call(dz, dkl, mu, scale, rho, key, eps, num_samples, row_offset, logits,
-                                        kl, needs_deps);
+  static const auto kernel = op<Ar1BackwardOp>(Ops::ar1_backward),
+                    plain = op<Ar1BackwardOp>(Plain::ar1_backward);
+  const auto call = [&](const auto& chosen) {
+    return chosen.call(dz, dkl, mu, scale, rho, key, eps, num_samples, row_offset, logits, kl, needs_deps);
   };
-  if (have_tangents(by_z, by_kl, mu, scale, rho, noise) ||
-      torch::autograd::compute_requires_grad(by_z, by_kl, mu, scale, rho, noise))
-    return of(Plain::ar1_backward);
-  return below_autograd([&] { return of(Ops::ar1_backward); });
+  return kernel_or_plain(kernel, plain, call, dz.value_or(Tensor()), dkl.value_or(Tensor()), mu, scale, rho,
+                         eps.value_or(Tensor()));
 }
 
 template <class Ops>
@@ -216,9 +224,7 @@ struct LogProbNode final : torch::autograd::Node {
     if (!grads[0].defined()) return variable_list(4);
     const Tensor point = z.unpack(), mean = mu.unpack(), s = scale.unpack(), r = rho.unpack();
     const auto call = [&] { return log_prob_backward.call(grads[0], point, mean, s, r, logits); };
-    auto [dz, dmu, dscale, drho] = at::GradMode::is_enabled() || have_tangents(grads[0], point, mean, s, r)
-                                       ? call()
-                                       : below_autograd(call);
+    auto [dz, dmu, dscale, drho] = gradients_of(call, grads[0], point, mean, s, r);
     return {dz, dmu, dscale, drho};
   }
 };
@@ -246,13 +252,10 @@ template <class Ops>
 static std::tuple<Tensor, Tensor, Tensor, Tensor> log_prob_backward(const Tensor& dlog_prob, const Tensor& z,
                                                                     const Tensor& mu, const Tensor& scale,
                                                                     const Tensor& rho, bool logits) {
-  const auto of = [&](const char* name) {
-    return op<LogProbBackwardOp>(name).call(dlog_prob, z, mu, scale, rho, logits);
-  };
-  if (have_tangents(dlog_prob, z, mu, scale, rho) ||
-      torch::autograd::compute_requires_grad(dlog_prob, z, mu, scale, rho))
-    return of(Plain::log_prob_backward);
-  return below_autograd([&] { return of(Ops::log_prob_backward); });
+  static const auto kernel = op<LogProbBackwardOp>(Ops::log_prob_backward),
+                    plain = op<LogProbBackwardOp>(Plain::log_prob_backward);
+  const auto call = [&](const auto& chosen) { return chosen.call(dlog_prob, z, mu, scale, rho, logits); };
+  return kernel_or_plain(kernel, plain, call, dlog_prob, z, mu, scale, rho);
 }
 
 template <class Ops>

@@ -1,10 +1,8 @@
 // The ops' schemas and the module that Python imports to have them registered.
 
-#include <ATen/ATen.h>
 #include <Python.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <string>
 
 #include "../cpu/kernels.h"
@@ -30,14 +28,6 @@ __attribute__((used)) static const char kBuild[] =
 
 static std::string build_info() {
   return kBuild;
-}
-
-// Under vmap, torch's own random ops know what its `randomness` asks for: an error, one key for all slices,
-// or one for each.
-static at::Tensor draw_key_in_vmap(const at::Tensor& like, const std::optional<at::Generator>& generator,
-                                   bool) {
-  using Word = std::numeric_limits<int64_t>;
-  return at::randint(Word::min(), Word::max(), {2}, generator, like.options().dtype(at::kLong));
 }
 
 static std::string cpu_capability() {
@@ -66,10 +56,6 @@ static void define_chain(torch::Library& m, const std::string& prefix) {
   def("ar1_log_prob", "Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits", "Tensor");
   def("ar1_log_prob_backward", "Tensor dlog_prob, Tensor z, Tensor mu, Tensor scale, Tensor rho, bool logits",
       "(Tensor dz, Tensor dmu, Tensor dscale, Tensor drho)");
-}
-
-TORCH_LIBRARY_IMPL(rhovae, FuncTorchVmapMode, m) {
-  m.impl("draw_key", draw_key_in_vmap);
 }
 
 TORCH_LIBRARY(rhovae, m) {
